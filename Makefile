@@ -1,0 +1,103 @@
+# Entry points for people and CI. `make` prints them; CMakePresets.json holds what each build means.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+
+PREFIX ?= /usr/local
+# Seconds that `make fuzz` spends on each target.
+SECONDS := 20
+JOBS ?= $(shell nproc)
+# SETUP=skip: the dependencies are there already, whatever the package manager says.
+SETUP ?= apt
+
+PACKAGES := cmake ninja-build g++ ccache pkg-config python3 libhwy-dev libsentencepiece-dev nlohmann-json3-dev \
+  libcli11-dev libspdlog-dev libfmt-dev libtomlplusplus-dev libpng-dev libjpeg62-turbo-dev zlib1g-dev libssl-dev \
+  libgtest-dev libbenchmark-dev libdnnl-dev
+PACKAGES_CI := clang-14 libclang-rt-14-dev clang-format-14 clang-tidy-14
+PACKAGES_PEERS := python3-venv
+SOURCES = $(shell git ls-files '*.h' '*.cc' '*.cu' '*.cuh' '*.inc')
+
+.PHONY: help setup build test demo install format format-check tidy layers asan tsan fuzz device cuda bench-peers \
+  bench-overheads verify-real-size clean
+
+help: ## list these targets
+	@sed -nE 's/^([a-z-]+):.*## (.*)/\1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "  make %-14s %s\n", $$1, $$2}'
+
+# Stamps: build/setup, build/setup-ci, build/setup-peers. A changed list of packages is checked again.
+setup: build/setup ## install the Debian packages that are missing
+build/setup build/setup-ci build/setup-peers: Makefile cmake/setup.sh
+	@mkdir -p build
+	@case $@ in *-ci) cmake/setup.sh $(SETUP) $(PACKAGES_CI);; *-peers) cmake/setup.sh $(SETUP) $(PACKAGES_PEERS);; \
+	  *) cmake/setup.sh $(SETUP) $(PACKAGES);; esac
+	@touch $@
+
+build: build/setup ## build everything; the binary is build/release/servoflow
+	cmake --preset release
+	cmake --build --preset release -j $(JOBS)
+
+test: build ## build everything and run all tests
+	ctest --preset release -j $(JOBS)
+
+demo: build/setup ## build the binary and run one policy end to end
+	cmake --preset release
+	cmake --build --preset release -j $(JOBS) --target servoflow
+	examples/demo.sh
+
+install: build ## install binary, headers, library and package files under PREFIX
+	cmake --install build/release --prefix "$(PREFIX)"
+
+format: build/setup-ci ## rewrite the C++ sources in the project's style
+	@clang-format-14 -i $(SOURCES)
+
+format-check: build/setup-ci ## fail if a C++ source is not in the project's style
+	@clang-format-14 --dry-run --Werror $(SOURCES)
+
+tidy: build/setup build/setup-ci ## clang-tidy on the files changed since origin/main (or in the last commit)
+	cmake --preset release >/dev/null
+	cmake/tidy.sh build/release $(JOBS)
+
+layers: ## check that every include goes down the ladder
+	python3 cmake/check_layers.py
+
+asan: build/setup ## tests under the address and undefined-behaviour sanitizers
+	cmake --preset asan-ubsan
+	cmake --build --preset asan-ubsan -j $(JOBS)
+	ctest --preset asan-ubsan -j $(JOBS) -LE 'slow|gpu'
+
+tsan: build/setup ## tests of the threaded parts under the thread sanitizer
+	cmake --preset tsan
+	cmake --build --preset tsan -j $(JOBS) --target \
+	  $$(ninja -C build/tsan -t targets all | sed -nE 's#^(bin/(core|policy)_[A-Za-z0-9_]*_test): .*#\1#p')
+	$$(setarch -R true 2>/dev/null && echo setarch -R) ctest --preset tsan -j $(JOBS) -R '^(core|policy)' -LE 'slow|gpu'
+
+fuzz: build/setup build/setup-ci ## run every fuzz target for SECONDS=20
+	cmake --preset fuzz
+	cmake --build --preset fuzz -j $(JOBS) --target fuzz_all
+	tests/fuzz/run.sh build/fuzz $(SECONDS)
+
+device: build/setup ## one folder that runs on a machine without packages: build/device/servoflow and lib/
+	cmake --preset device
+	cmake --build --preset device -j $(JOBS)
+	cmake/check_linkage.sh build/device
+
+cuda: build/setup ## build with the CUDA backend (needs nvcc)
+	cmake --preset cuda
+	cmake --build --preset cuda -j $(JOBS)
+
+bench-peers: build build/setup-peers ## measure servoflow against PyTorch, interleaved (ARGS for bench/peers/run.py)
+	python3 bench/peers/run.py $(ARGS)
+
+build/verify-venv/installed: build/setup-peers
+	python3 -m venv build/verify-venv
+	build/verify-venv/bin/python -m pip install -q torch==2.13.0 numpy safetensors
+	@touch $@
+
+verify-real-size: build build/verify-venv/installed ## parity at the published size against PyTorch (10 minutes, 7 GB)
+	tests/conformance/real_size.sh build/release/servoflow build/verify-venv/bin/python build/real-size
+
+bench-overheads: build ## measure call overhead, tracing and a shared core
+	python3 bench/overheads.py
+
+clean: ## remove every build folder
+	rm -rf build

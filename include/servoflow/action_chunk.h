@@ -1,0 +1,29 @@
+// What comes back: a chunk of future actions, and how it was made.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace servoflow {
+
+// Wall-clock milliseconds of one inference, by stage.
+struct StageTimes {
+  double preprocess = 0, vision = 0, prefix = 0, denoise = 0, postprocess = 0, total = 0;
+  std::vector<double> steps;  // each denoise step
+};
+
+struct ActionChunk {
+  int horizon = 0, action_dim = 0;  // of `actions`
+  std::vector<double> actions;      // [horizon, action_dim], robot units
+  int model_dim = 0;                // columns of `normalized`
+  std::vector<float> normalized;    // [horizon, model_dim], as the flow left them
+  StageTimes times;
+  int prefix_tokens = 0;                   // valid image and text tokens the prefix ran on
+  bool prompt_truncated = false;           // the prompt was longer than the model's token limit
+  std::uint64_t request = 0;               // the session's inference index, part of the noise counter
+  std::string device, backend, precision;  // what actually ran: "cpu", "cpu/avx512_bf16", "bf16"
+  std::string contract_hash;               // SHA-256 of the robot contract
+};
+
+}  // namespace servoflow

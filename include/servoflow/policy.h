@@ -1,0 +1,107 @@
+// The policy API: open a checkpoint once, then one session per robot.
+//
+//   auto policy = servoflow::Policy::open("checkpoint/", {.device = "auto", .precision = "bf16"});
+//   auto session = policy->new_session({.robot = "libero", .seed = 7});
+//   auto chunk = session->infer(observation, {.steps = 10});
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "servoflow/action_chunk.h"
+#include "servoflow/observation.h"
+#include "servoflow/status.h"
+
+namespace servoflow {
+
+// How far opening has come: parameters packed so far, of all.
+using ProgressFunction = std::function<void(std::uint64_t done, std::uint64_t total)>;
+
+struct PolicyOptions {
+  std::string device = "auto";     // auto | cpu | cuda[:N]
+  std::string precision = "auto";  // auto (bf16 where the device has it) | fp32 | bf16
+  int threads = 0;                 // 0: one per core this process may use
+  std::string tokenizer;           // SentencePiece model file; empty: search as documented
+  std::string robot;               // of sessions that name none
+  bool check_robot = false;        // read that robot's contract (or the checkpoint's own) before any weight
+  std::string assets;              // statistics folder under assets/; empty: the robot's, else the only one
+  int max_batch = 1;               // most sessions in one infer_batch call
+  ProgressFunction progress;       // called from the opening thread
+};
+
+struct SessionOptions {
+  // Built-in name or contract file; empty: the policy's, else the checkpoint's own contract; "none": model
+  // slots by name, token ids or a plain prompt, no state, actions as the flow left them.
+  std::string robot;
+  std::uint64_t seed = 0;  // of the session's noise
+};
+
+struct InferOptions {
+  int steps = 0;                 // Euler steps, 1..50; 0: the checkpoint's default (10)
+  std::span<const float> noise;  // [horizon, model action_dim] at t = 1; empty: seeded noise
+};
+
+struct PolicyInfo {
+  std::string checkpoint, layout;          // "openpi" | "lerobot" | "servoflow" | "synthetic"
+  std::string device, backend, precision;  // what runs
+  int threads = 0;
+  int horizon = 0, model_action_dim = 0, image_size = 0, max_tokens = 0, camera_slots = 0;
+  std::uint64_t parameters = 0, weight_bytes = 0, workspace_bytes = 0;
+  double ready_seconds = 0;  // from open() to ready
+};
+
+class Session;
+
+class Policy {
+ public:
+  // Reads, checks and packs a checkpoint. Every problem found in it is in one error.
+  static Result<Policy> open(const std::string& checkpoint, const PolicyOptions& options = {});
+  // Random weights of the published size, generated in memory ("pi05", "tiny" or an architecture file): for
+  // measuring.
+  static Result<Policy> open_synthetic(const std::string& model, const PolicyOptions& options = {},
+                                       std::uint64_t seed = 0, int horizon = 50);
+  // A session keeps the policy alive.
+  Result<Session> new_session(const SessionOptions& options = {}) const;
+  const PolicyInfo& info() const;
+
+  struct Impl;
+  const std::shared_ptr<Impl>& impl() const { return impl_; }
+
+ private:
+  std::shared_ptr<Impl> impl_;
+};
+
+// One robot's stream of inferences: its random numbers, caches and contract. Not thread-safe; sessions of one
+// policy may be used from different threads, which take turns on the device.
+class Session {
+ public:
+  Result<ActionChunk> infer(const Observation& observation, const InferOptions& options = {});
+  // The same into an existing chunk, whose memory is reused: after the first calls nothing is allocated.
+  Status infer_into(const Observation& observation, const InferOptions& options, ActionChunk& chunk);
+  // Starts an episode anew: request index 0, caches dropped.
+  void reset();
+  const std::string& contract_hash() const;
+  // The contract as canonical JSON (what the hash is taken of).
+  const std::string& contract_json() const;
+
+  struct Impl;
+  const std::shared_ptr<Impl>& impl() const { return impl_; }
+
+ private:
+  friend class Policy;
+  friend Status infer_batch(std::span<Session* const>, std::span<const Observation* const>,
+                            const InferOptions&, std::span<ActionChunk>);
+  std::shared_ptr<Impl> impl_;
+};
+
+// Several sessions of one policy in one pass: rows of different robots are packed ragged, never padded to the
+// longest. Each answer has the same bits as alone. `options.noise`, if given, is [sessions, horizon,
+// action_dim].
+Status infer_batch(std::span<Session* const> sessions, std::span<const Observation* const> observations,
+                   const InferOptions& options, std::span<ActionChunk> chunks);
+
+}  // namespace servoflow

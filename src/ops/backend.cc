@@ -1,0 +1,69 @@
+#include "ops/backend.h"
+
+#include "core/status_macros.h"
+#include "ops/composite/composite.h"
+
+namespace servoflow::ops {
+
+std::int64_t Backend::pitch(int cols, DType) const { return cols; }
+
+bool Backend::check(const char* op, const char* broken) {
+  if (failed()) return false;
+  if (broken != nullptr) status_ = Status::runtime(name() + " " + op + ": contract broken: " + broken);
+  return broken == nullptr;
+}
+
+void Backend::fail(Status status) {
+  if (status_.ok()) status_ = std::move(status);
+}
+
+Status Backend::finish() {
+  Status waited = wait();
+  Status out = status_.ok() ? std::move(waited) : std::move(status_);
+  status_ = {};
+  return out;
+}
+
+Result<void*> Backend::allocate_staging(std::uint64_t bytes) {
+  HostBlock block(bytes > 0 ? bytes : 1);
+  if (block.data() == nullptr)
+    return Status::runtime("out of memory: " + std::to_string(bytes) + " bytes of staging");
+  staging_.push_back(std::move(block));
+  return static_cast<void*>(staging_.back().data());
+}
+
+void Backend::siglip_block(const SiglipBlock& op) { ops::siglip_block(*this, op); }
+void Backend::gemma_layer(const GemmaLayer& op) { ops::gemma_layer(*this, op); }
+void Backend::expert_step(const ExpertStep& op) { ops::expert_step(*this, op); }
+void Backend::denoise_loop(const DenoiseLoop& op) { ops::denoise_loop(*this, op); }
+
+Result<BackendChoice> make_backend(const BackendOptions& options) {
+  const std::string& device = options.device;
+  const std::string precision = options.precision == "auto" ? "bf16" : options.precision;
+  if (precision != "fp32" && precision != "bf16")
+    return Status::invalid("--precision: \"" + precision + "\" is not known; choose auto, fp32 or bf16");
+  BackendChoice choice;
+  choice.precision = precision;
+  if (device == "auto" || device == "cpu") {
+    SF_ASSIGN_OR_RETURN(choice.backend, make_cpu_backend(precision, options.threads));
+  } else if (device == "reference") {
+    if (options.precision == "bf16")
+      return Status::invalid("--precision: the reference backend computes in fp32 only");
+    choice.precision = "fp32";
+    SF_ASSIGN_OR_RETURN(choice.backend, make_reference_backend());
+  } else if (device == "cuda" || device.rfind("cuda:", 0) == 0) {
+    int ordinal = 0;
+    if (device.size() > 4) {
+      const std::string number = device.substr(5);
+      if (number.empty() || number.size() > 3 || number.find_first_not_of("0123456789") != std::string::npos)
+        return Status::invalid("--device: \"" + device + "\": expected cuda or cuda:N");
+      ordinal = std::stoi(number);
+    }
+    SF_ASSIGN_OR_RETURN(choice.backend, make_cuda_backend(precision, ordinal));
+  } else {
+    return Status::invalid("--device: \"" + device + "\" is not known; choose auto, cpu, cuda or cuda:N");
+  }
+  return choice;
+}
+
+}  // namespace servoflow::ops

@@ -1,0 +1,132 @@
+// One device: memory, weights in its own layout, and the operations of ops.h.
+//
+// The public methods check every contract once (checks.cc) and call the protected do_* of the implementation.
+// Work may be enqueued rather than done when a method returns: only `download` and `finish` wait. The first
+// broken contract or device error sticks and comes out of finish(); everything after it is skipped.
+#pragma once
+
+#include <cstddef>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "core/memory.h"
+#include "ops/ops.h"
+#include "servoflow/status.h"
+
+namespace servoflow::ops {
+
+// Host rows to pack: [rows, cols] row-major of a float dtype.
+struct HostMatrix {
+  DType dtype = DType::kF32;
+  int rows = 0, cols = 0;
+  std::span<const std::byte> bytes;
+  std::string name;  // for error messages
+};
+
+enum class PackMode : std::uint8_t {
+  kConcat,      // parts below each other: fused q, k, v
+  kInterleave,  // two parts, gate and up, paired for the GeGLU epilogue
+};
+
+struct SiglipBlock;
+struct GemmaLayer;
+struct ExpertStep;
+struct DenoiseLoop;
+
+class Backend {
+ public:
+  virtual ~Backend() = default;
+
+  // "cpu/avx512_bf16", "reference": what the reply names.
+  virtual std::string name() const = 0;
+  virtual std::string device() const = 0;
+  virtual int threads() const { return 1; }
+  // dtype of matmul inputs between ops in this precision; float32 where the device computes in float32.
+  virtual DType activation_dtype() const = 0;
+  // dtype of K/V caches.
+  virtual DType cache_dtype() const { return activation_dtype(); }
+  // Preferred distance between rows of a matrix with `cols` columns, in elements.
+  virtual std::int64_t pitch(int cols, DType dtype) const;
+  // Bytes behind SplitQkv::q for this many rows.
+  virtual std::uint64_t query_bytes(int rows, int heads, int head_dim) const = 0;
+  virtual std::uint64_t cache_bytes(const KvCache& cache) const = 0;
+
+  // Zeroed device memory, alive as long as the backend. Fails with the size when there is none left.
+  virtual Result<void*> allocate(std::uint64_t bytes) = 0;
+  // Zeroed host memory that uploads read from (pinned where that matters), alive as long as the backend.
+  virtual Result<void*> allocate_staging(std::uint64_t bytes);
+  // Packs weights into the backend's layout. `keep_float32`: float32 arithmetic and no rounding below the
+  // stored precision (time and action projections, norm parameters), whatever the backend's precision. NaN or
+  // Inf is an error that names the tensor and its first bad element.
+  virtual Result<Weight> pack(std::span<const HostMatrix> parts, PackMode mode, bool keep_float32) = 0;
+  // Copies; `host` must stay alive until finish() or the next download.
+  virtual void upload(void* device, const void* host, std::size_t bytes) = 0;
+  virtual void download(void* host, const void* device, std::size_t bytes) = 0;
+  // Keys or values of one slot and layer as plain float32 rows [rows, kv_heads * head_dim].
+  virtual void read_cache(const KvCache& cache, int layer, int slot, int rows, std::span<float> k,
+                          std::span<float> v) = 0;
+  // Waits for everything enqueued; the first error since the last finish().
+  Status finish();
+
+  void patch_rows(const PatchRows& op);
+  void scale_rows(const ScaleRows& op);
+  void matmul(const Matmul& op);
+  void layer_norm(const LayerNorm& op);
+  void rms_norm(const RmsNorm& op);
+  void split_qkv(const SplitQkv& op);
+  void attention(const Attention& op);
+  void time_embedding(const TimeEmbedding& op);
+  void euler_step(const EulerStep& op);
+
+  // Composites: by default their plain composition (ops/composite); a backend may replace one whole.
+  virtual void siglip_block(const SiglipBlock& op);
+  virtual void gemma_layer(const GemmaLayer& op);
+  virtual void expert_step(const ExpertStep& op);
+  virtual void denoise_loop(const DenoiseLoop& op);
+
+ protected:
+  virtual Status wait() { return {}; }
+  virtual void do_patch_rows(const PatchRows& op) = 0;
+  virtual void do_scale_rows(const ScaleRows& op) = 0;
+  virtual void do_matmul(const Matmul& op) = 0;
+  virtual void do_layer_norm(const LayerNorm& op) = 0;
+  virtual void do_rms_norm(const RmsNorm& op) = 0;
+  virtual void do_split_qkv(const SplitQkv& op) = 0;
+  virtual void do_attention(const Attention& op) = 0;
+  virtual void do_time_embedding(const TimeEmbedding& op) = 0;
+  virtual void do_euler_step(const EulerStep& op) = 0;
+  // Remembers the first failure; false afterwards.
+  bool check(const char* op, const char* broken);
+  bool failed() const { return !status_.ok(); }
+  void fail(Status status);
+
+ private:
+  Status status_;
+  std::vector<HostBlock> staging_;
+};
+
+struct BackendOptions {
+  std::string device = "auto";     // auto | cpu | cuda[:N] | reference (the plain scalar oracle)
+  std::string precision = "auto";  // auto | fp32 | bf16
+  int threads = 0;
+};
+
+// What a precision resolved to, and the backend that runs it.
+struct BackendChoice {
+  std::unique_ptr<Backend> backend;
+  std::string precision;  // "fp32" | "bf16"
+};
+
+// Fails, naming the choices, for an unknown device or precision, and for a device this build or machine
+// lacks.
+Result<BackendChoice> make_backend(const BackendOptions& options);
+
+// One per implementation; a build without CUDA links the stub in ops/no_cuda, which returns a clear error.
+Result<std::unique_ptr<Backend>> make_cpu_backend(const std::string& precision, int threads);
+Result<std::unique_ptr<Backend>> make_reference_backend();
+Result<std::unique_ptr<Backend>> make_cuda_backend(const std::string& precision, int ordinal);
+bool cuda_is_built();
+
+}  // namespace servoflow::ops

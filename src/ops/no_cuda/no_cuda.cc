@@ -1,0 +1,12 @@
+// Linked where the CUDA backend is not built: the same symbols, one clear error.
+#include "ops/backend.h"
+
+namespace servoflow::ops {
+
+bool cuda_is_built() { return false; }
+
+Result<std::unique_ptr<Backend>> make_cuda_backend(const std::string&, int) {
+  return Status::runtime("--device cuda: this build of servoflow has no CUDA backend; use --device cpu");
+}
+
+}  // namespace servoflow::ops

@@ -1,0 +1,302 @@
+#include "policy/network.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstring>
+#include <vector>
+
+#include "core/status_macros.h"
+#include "core/zones.h"
+#include "policy/plan.h"
+#include "stages/denoise/denoise.h"
+#include "stages/prefix/prefix.h"
+#include "stages/vision/vision.h"
+#include "weights/manifest.h"
+
+namespace servoflow::policy {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+double milliseconds_since(Clock::time_point begin) {
+  return std::chrono::duration<double, std::milli>(Clock::now() - begin).count();
+}
+
+// Parameters that are packed: all but the token table (used in place) and what only the prefix's unused
+// output needs.
+std::uint64_t packed_parameters(const weights::Architecture& a) {
+  const std::string last = weights::kLanguagePrefix + ("layers." + std::to_string(a.prefix.depth - 1) + ".");
+  std::uint64_t total = 0;
+  for (const weights::TensorSpec& t : weights::manifest(a)) {
+    const bool dead = t.name == weights::kTokenTable ||
+                      t.name == std::string(weights::kLanguagePrefix) + "norm.weight" ||
+                      t.name.starts_with(last + "mlp.") || t.name.starts_with(last + "post_") ||
+                      t.name == last + "self_attn.o_proj.weight";
+    if (!dead) total += static_cast<std::uint64_t>(t.shape.elements());
+  }
+  return total;
+}
+
+class NetworkImpl : public Network {
+ public:
+  Status open(std::shared_ptr<const weights::WeightSource> source, const weights::Architecture& architecture,
+              const NetworkOptions& options);
+  Status run(std::span<const NetworkRequest> requests, int steps, StageTimes* times, StageTap* tap) override;
+  const NetworkInfo& info() const override { return info_; }
+
+ private:
+  Status stage_inputs(std::span<const NetworkRequest> requests);
+  Status run_vision();
+  Status run_prefix();
+  Status run_denoise(const stages::Schedule& schedule, StageTimes* times, StageTap* tap);
+  void tap_prefix(StageTap& tap, const stages::ModelInput& input, bool after_layers);
+
+  weights::Architecture arch_;
+  std::shared_ptr<const weights::WeightSource> source_;
+  std::unique_ptr<ops::Backend> backend_;
+  stages::Vision vision_;
+  stages::Prefix prefix_;
+  stages::Denoise denoise_;
+  Capacity capacity_;
+  Workspace w_;
+  NetworkInfo info_;
+};
+
+Status NetworkImpl::open(std::shared_ptr<const weights::WeightSource> source,
+                         const weights::Architecture& architecture, const NetworkOptions& options) {
+  arch_ = architecture;
+  source_ = std::move(source);
+  capacity_ = {std::max(1, options.max_batch), std::max(1, options.max_pictures)};
+  SF_ASSIGN_OR_RETURN(ops::BackendChoice choice,
+                      ops::make_backend({options.device, options.precision, options.threads}));
+  backend_ = std::move(choice.backend);
+  weights::Loader loader(*backend_, *source_, packed_parameters(arch_), options.progress);
+  SF_ASSIGN_OR_RETURN(vision_, stages::Vision::load(loader, arch_));
+  SF_ASSIGN_OR_RETURN(prefix_, stages::Prefix::load(loader, arch_));
+  SF_ASSIGN_OR_RETURN(denoise_, stages::Denoise::load(loader, arch_));
+  SF_ASSIGN_OR_RETURN(w_, plan_workspace(*backend_, arch_, capacity_));
+  SF_RETURN_IF_ERROR(denoise_.schedule(*backend_, arch_.default_steps).status());
+  info_ = {.device = backend_->device(),
+           .backend = backend_->name(),
+           .precision = choice.precision,
+           .threads = backend_->threads(),
+           .parameters = loader.parameters(),
+           .weight_bytes = loader.packed_bytes(),
+           .workspace_bytes = w_.bytes};
+  return {};
+}
+
+// Lays the requests out as ragged rows: pictures first, then text, request by request.
+Status NetworkImpl::stage_inputs(std::span<const NetworkRequest> requests) {
+  const zones::Zone zone("host/stage");
+  const int tokens = arch_.vision.tokens();
+  const auto picture_size =
+      static_cast<std::size_t>(arch_.vision.image) * static_cast<std::size_t>(arch_.vision.image) * 3;
+  const auto width = static_cast<std::size_t>(arch_.prefix.width);
+  const auto action_size =
+      static_cast<std::size_t>(arch_.horizon) * static_cast<std::size_t>(arch_.action_dim);
+  Counts& n = *w_.staged_counts;
+  n = {};
+  ops::Segment* picture_segment = w_.staged_segments;
+  ops::Segment* prefix_segment = w_.staged_segments + w_.picture_count.capacity;
+  ops::Segment* suffix_segment = prefix_segment + capacity_.batch;
+  if (requests.empty() || static_cast<int>(requests.size()) > capacity_.batch)
+    return Status::invalid("batch of " + std::to_string(requests.size()) +
+                           " requests; this policy was opened for 1 to " + std::to_string(capacity_.batch));
+  for (const NetworkRequest& request : requests) {
+    const stages::ModelInput& in = *request.input;
+    const int pictures = in.picture_count, text = static_cast<int>(in.tokens.size());
+    if (pictures < 0 || pictures > capacity_.pictures || pictures > static_cast<int>(in.pictures.size()))
+      return Status::invalid("images: " + std::to_string(pictures) + " pictures; this policy takes up to " +
+                             std::to_string(capacity_.pictures));
+    if (text > arch_.max_tokens)
+      return Status::invalid("tokens: " + std::to_string(text) + " of at most " +
+                             std::to_string(arch_.max_tokens));
+    if (pictures + text == 0) return Status::invalid("observation: neither an image nor a token");
+    if (request.noise.size() != action_size || request.actions.size() != action_size)
+      return Status::invalid("noise: expected " + std::to_string(arch_.horizon) + " x " +
+                             std::to_string(arch_.action_dim) + " values");
+    const int begin = n.prefix_rows;
+    for (int p = 0; p < pictures; ++p) {
+      const std::vector<float>& pixels = in.pictures[static_cast<std::size_t>(p)].pixels;
+      if (pixels.size() != picture_size)
+        return Status::invalid("images: picture " + std::to_string(p) + " is not at model size");
+      std::copy(pixels.begin(), pixels.end(),
+                w_.staged_pixels + static_cast<std::size_t>(n.pictures) * picture_size);
+      *picture_segment++ = {.row_begin = n.vision_rows, .rows = tokens, .slot = n.pictures, .past = 0};
+      for (int i = 0; i < tokens; ++i) w_.staged_vision_map[n.vision_rows + i] = n.prefix_rows + i;
+      n.vision_rows += tokens;
+      n.prefix_rows += tokens;
+      n.pictures += 1;
+    }
+    SF_RETURN_IF_ERROR(source_->token_rows(
+        in.tokens,
+        {w_.staged_text + static_cast<std::size_t>(n.text_rows) * width, in.tokens.size() * width}));
+    for (int i = 0; i < text; ++i) w_.staged_text_map[n.text_rows + i] = n.prefix_rows + i;
+    n.text_rows += text;
+    n.prefix_rows += text;
+    *prefix_segment++ = {.row_begin = begin, .rows = n.prefix_rows - begin, .slot = n.requests, .past = 0};
+    *suffix_segment++ = {
+        .row_begin = n.suffix_rows, .rows = arch_.horizon, .slot = n.requests, .past = n.prefix_rows - begin};
+    std::copy(request.noise.begin(), request.noise.end(),
+              w_.staged_actions + static_cast<std::size_t>(n.suffix_rows * arch_.action_dim));
+    n.suffix_rows += arch_.horizon;
+    n.requests += 1;
+  }
+  const auto size = [](std::int32_t count) { return static_cast<std::size_t>(count); };
+  ops::Backend& b = *backend_;
+  b.upload(w_.pixels, w_.staged_pixels, size(n.pictures) * picture_size * sizeof(float));
+  b.upload(w_.text.data, w_.staged_text, size(n.text_rows) * width * sizeof(float));
+  b.upload(w_.actions.data, w_.staged_actions, size(n.suffix_rows * arch_.action_dim) * sizeof(float));
+  b.upload(w_.vision_map, w_.staged_vision_map, size(n.vision_rows) * sizeof(std::int32_t));
+  b.upload(w_.text_map, w_.staged_text_map, size(n.text_rows) * sizeof(std::int32_t));
+  b.upload(w_.segments, w_.staged_segments,
+           size(w_.picture_count.capacity + 2 * capacity_.batch) * sizeof(ops::Segment));
+  b.upload(w_.counts, w_.staged_counts, sizeof(Counts));
+  return b.finish();
+}
+
+Status NetworkImpl::run_vision() {
+  const zones::Zone zone("vision");
+  vision_.run(*backend_, {.pixels = w_.pixels,
+                          .pictures = w_.picture_count,
+                          .rows = w_.vision_rows,
+                          .segments = w_.picture_segments,
+                          .cache = &w_.picture_cache,
+                          .patches = w_.patches,
+                          .x = w_.vision_x,
+                          .scratch = w_.vision,
+                          .out = w_.prefix_x,
+                          .row_map = w_.vision_map});
+  return backend_->finish();
+}
+
+Status NetworkImpl::run_prefix() {
+  const zones::Zone zone("prefix");
+  const stages::PrefixRun run{.text = w_.text,
+                              .text_rows = w_.text_rows,
+                              .text_map = w_.text_map,
+                              .x = w_.prefix_x,
+                              .rows = w_.prefix_rows,
+                              .segments = w_.prefix_segments,
+                              .cache = &w_.prefix_cache,
+                              .rope = &w_.rope,
+                              .scratch = w_.prefix};
+  prefix_.run(*backend_, run);
+  return backend_->finish();
+}
+
+Status NetworkImpl::run_denoise(const stages::Schedule& schedule, StageTimes* times, StageTap* tap) {
+  const zones::Zone zone("denoise");
+  const stages::DenoiseRun run{.actions = w_.actions,
+                               .velocity = w_.velocity,
+                               .rows = w_.suffix_rows,
+                               .segments = w_.suffix_segments,
+                               .cache = &w_.prefix_cache,
+                               .rope = &w_.rope,
+                               .x = w_.suffix_x,
+                               .final_normed = w_.final_normed,
+                               .scratch = w_.suffix};
+  if (times != nullptr) times->steps.resize(static_cast<std::size_t>(schedule.steps));
+  // One call per step costs nothing on this side of the seam and gives each step its time; a device that
+  // replays a whole loop is asked for all steps at once when nobody watches.
+  const bool single = tap != nullptr || backend_->device() == "cpu";
+  const int stride = single ? 1 : schedule.steps;
+  for (int j = 0; j < schedule.steps; j += stride) {
+    const Clock::time_point begin = Clock::now();
+    denoise_.run(*backend_, schedule, run, j, stride);
+    SF_RETURN_IF_ERROR(backend_->finish());
+    if (times != nullptr)
+      for (int i = 0; i < stride; ++i)
+        times->steps[static_cast<std::size_t>(j + i)] = milliseconds_since(begin) / stride;
+    if (tap == nullptr) continue;
+    const Shape shape{arch_.horizon, arch_.action_dim};
+    std::vector<float> values(static_cast<std::size_t>(shape.elements()));
+    const std::string step = "step" + std::to_string(j);
+    for (const auto& [name, matrix] :
+         {std::pair(step + "/v", &w_.velocity), std::pair(step + "/x", &w_.actions)}) {
+      if (!tap->wants(name)) continue;
+      backend_->download(values.data(), matrix->data, values.size() * sizeof(float));
+      tap->record(name, values, shape);
+    }
+    if (const std::string name = "time/" + std::to_string(j); tap->wants(name)) {
+      std::vector<float> row(static_cast<std::size_t>(arch_.expert.width));
+      backend_->download(row.data(),
+                         static_cast<const float*>(schedule.condition.data) + j * schedule.condition.pitch,
+                         row.size() * sizeof(float));
+      tap->record(name, row, {arch_.expert.width});
+    }
+  }
+  return {};
+}
+
+void NetworkImpl::tap_prefix(StageTap& tap, const stages::ModelInput& input, bool after_layers) {
+  const int rows = w_.staged_counts->prefix_rows, tokens = arch_.vision.tokens(), width = arch_.prefix.width;
+  if (!after_layers) {
+    std::vector<float> x(static_cast<std::size_t>(rows) * static_cast<std::size_t>(width));
+    for (int i = 0; i < rows; ++i)
+      backend_->download(x.data() + static_cast<std::size_t>(i * width),
+                         static_cast<const float*>(w_.prefix_x.data) + i * w_.prefix_x.pitch,
+                         static_cast<std::size_t>(width) * sizeof(float));
+    for (int p = 0; p < input.picture_count; ++p)
+      if (const std::string name = "vision/" + std::to_string(p); tap.wants(name))
+        tap.record(name,
+                   std::span(x).subspan(static_cast<std::size_t>(p * tokens * width),
+                                        static_cast<std::size_t>(tokens * width)),
+                   {tokens, width});
+    if (tap.wants("prefix/embeddings")) tap.record("prefix/embeddings", x, {rows, width});
+    return;
+  }
+  const int columns = arch_.prefix.kv_heads * arch_.prefix.head_dim;
+  std::vector<float> k(static_cast<std::size_t>(rows) * static_cast<std::size_t>(columns)), v(k.size());
+  for (int layer = 0; layer < arch_.prefix.depth; ++layer) {
+    const std::string name = "prefix/layer" + std::to_string(layer);
+    if (!tap.wants(name + "/k") && !tap.wants(name + "/v")) continue;
+    backend_->read_cache(w_.prefix_cache, layer, 0, rows, k, v);
+    if (tap.wants(name + "/k")) tap.record(name + "/k", k, {rows, columns});
+    if (tap.wants(name + "/v")) tap.record(name + "/v", v, {rows, columns});
+  }
+}
+
+Status NetworkImpl::run(std::span<const NetworkRequest> requests, int steps, StageTimes* times,
+                        StageTap* tap) {
+  if (tap != nullptr && requests.size() != 1)
+    return Status::runtime("a stage tap watches one request at a time");
+  const Clock::time_point begin = Clock::now();
+  SF_RETURN_IF_ERROR(stage_inputs(requests));
+  SF_ASSIGN_OR_RETURN(const stages::Schedule* schedule, denoise_.schedule(*backend_, steps));
+  if (tap != nullptr && tap->wants("t")) tap->record("t", schedule->times, {steps});
+  if (w_.staged_counts->pictures > 0) SF_RETURN_IF_ERROR(run_vision());
+  const double after_vision = milliseconds_since(begin);
+  prefix_.embed(*backend_,
+                {.text = w_.text, .text_rows = w_.text_rows, .text_map = w_.text_map, .x = w_.prefix_x});
+  if (tap != nullptr) tap_prefix(*tap, *requests[0].input, false);
+  SF_RETURN_IF_ERROR(run_prefix());
+  const double after_prefix = milliseconds_since(begin);
+  if (tap != nullptr) tap_prefix(*tap, *requests[0].input, true);
+  SF_RETURN_IF_ERROR(run_denoise(*schedule, times, tap));
+  const auto action_size =
+      static_cast<std::size_t>(arch_.horizon) * static_cast<std::size_t>(arch_.action_dim);
+  backend_->download(w_.staged_actions, w_.actions.data, requests.size() * action_size * sizeof(float));
+  SF_RETURN_IF_ERROR(backend_->finish());
+  for (std::size_t r = 0; r < requests.size(); ++r)
+    std::copy_n(w_.staged_actions + r * action_size, action_size, requests[r].actions.begin());
+  if (times != nullptr) {
+    times->vision = after_vision;
+    times->prefix = after_prefix - after_vision;
+    times->denoise = milliseconds_since(begin) - after_prefix;
+  }
+  return {};
+}
+
+}  // namespace
+
+Result<std::unique_ptr<Network>> Network::create(std::shared_ptr<const weights::WeightSource> source,
+                                                 const weights::Architecture& architecture,
+                                                 const NetworkOptions& options) {
+  auto network = std::make_unique<NetworkImpl>();
+  SF_RETURN_IF_ERROR(network->open(std::move(source), architecture, options));
+  return std::unique_ptr<Network>(std::move(network));
+}
+
+}  // namespace servoflow::policy

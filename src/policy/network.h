@@ -1,0 +1,64 @@
+// The network alone: pictures, tokens and noise in, normalised actions out. What Policy, verify and bench
+// share.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <string_view>
+
+#include "core/shape.h"
+#include "servoflow/action_chunk.h"
+#include "servoflow/policy.h"
+#include "stages/flow.h"
+#include "weights/architecture.h"
+#include "weights/weight_source.h"
+
+namespace servoflow::policy {
+
+// Sees intermediate tensors by the names of recorded cases: "vision/<index>" (index into
+// ModelInput::pictures), "prefix/embeddings", "prefix/layer<i>/k", "prefix/layer<i>/v", "t", "time/<j>",
+// "step<j>/v", "step<j>/x".
+class StageTap {
+ public:
+  virtual ~StageTap() = default;
+  // Asked before a stage is copied out; copying only happens for wanted ones.
+  virtual bool wants(std::string_view stage) const = 0;
+  virtual void record(std::string_view stage, std::span<const float> values, const Shape& shape) = 0;
+};
+
+struct NetworkOptions {
+  std::string device = "auto", precision = "auto";
+  int threads = 0;
+  int max_batch = 1;
+  int max_pictures = 3;  // per request
+  ProgressFunction progress;
+};
+
+struct NetworkInfo {
+  std::string device, backend, precision;
+  int threads = 0;
+  std::uint64_t parameters = 0, weight_bytes = 0, workspace_bytes = 0;
+};
+
+struct NetworkRequest {
+  const stages::ModelInput* input = nullptr;
+  std::span<const float> noise;  // [horizon, action_dim]
+  std::span<float> actions;      // [horizon, action_dim], written
+};
+
+class Network {
+ public:
+  static Result<std::unique_ptr<Network>> create(std::shared_ptr<const weights::WeightSource> source,
+                                                 const weights::Architecture& architecture,
+                                                 const NetworkOptions& options);
+  virtual ~Network() = default;
+  // All requests in one ragged pass; `times` gets vision, prefix, denoise and steps. `tap` only with one
+  // request.
+  virtual Status run(std::span<const NetworkRequest> requests, int steps, StageTimes* times,
+                     StageTap* tap) = 0;
+  virtual const NetworkInfo& info() const = 0;
+};
+
+}  // namespace servoflow::policy

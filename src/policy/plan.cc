@@ -1,0 +1,152 @@
+#include "policy/plan.h"
+
+#include <cmath>
+#include <vector>
+
+#include "core/status_macros.h"
+
+namespace servoflow::policy {
+namespace {
+
+// Hands out device and staging memory and remembers the first failure, so that the plan reads as a list.
+class Planner {
+ public:
+  Planner(ops::Backend& backend, std::uint64_t& bytes) : backend_(backend), bytes_(bytes) {}
+
+  template <typename T>
+  void device(T*& out, std::uint64_t count) {
+    out = static_cast<T*>(take(count * sizeof(T), false));
+  }
+  template <typename T>
+  void staging(T*& out, std::uint64_t count) {
+    out = static_cast<T*>(take(count * sizeof(T), true));
+  }
+  void matrix(ops::Matrix& m, int rows, int cols, DType dtype) {
+    m = {.dtype = dtype, .rows = rows, .cols = cols, .pitch = backend_.pitch(cols, dtype)};
+    m.data = take(static_cast<std::uint64_t>(rows) * static_cast<std::uint64_t>(m.pitch) * dtype_size(dtype),
+                  false);
+  }
+  void block(ops::BlockScratch& s, int rows, int width, int mlp, int heads, int kv_heads, int head_dim) {
+    const DType dtype = backend_.activation_dtype();
+    matrix(s.normed, rows, width, dtype);
+    matrix(s.qkv, rows, (heads + 2 * kv_heads) * head_dim, DType::kF32);
+    s.q = take(backend_.query_bytes(rows, heads, head_dim), false);
+    matrix(s.attended, rows, heads * head_dim, dtype);
+    matrix(s.hidden, rows, mlp, dtype);
+  }
+  void cache(ops::KvCache& c, int layers, int slots, int keys, int kv_heads, int head_dim) {
+    c = {.layers = layers,
+         .slots = slots,
+         .keys = keys,
+         .kv_heads = kv_heads,
+         .head_dim = head_dim,
+         .dtype = backend_.cache_dtype()};
+    c.bytes = backend_.cache_bytes(c);
+    c.data = take(c.bytes, false);
+  }
+  const Status& status() const { return status_; }
+
+ private:
+  void* take(std::uint64_t bytes, bool staging) {
+    if (!status_.ok()) return nullptr;
+    Result<void*> memory = staging ? backend_.allocate_staging(bytes) : backend_.allocate(bytes);
+    if (!memory.ok()) {
+      status_ = memory.status();
+      return nullptr;
+    }
+    bytes_ += bytes;
+    return *memory;
+  }
+  ops::Backend& backend_;
+  std::uint64_t& bytes_;
+  Status status_;
+};
+
+}  // namespace
+
+Result<Workspace> plan_workspace(ops::Backend& backend, const weights::Architecture& a,
+                                 const Capacity& capacity) {
+  Workspace w;
+  Planner plan(backend, w.bytes);
+  const int batch = capacity.batch, pictures = batch * capacity.pictures, tokens = a.vision.tokens();
+  const int vision_rows = pictures * tokens, text_rows = batch * a.max_tokens;
+  const int request_rows = capacity.pictures * tokens + a.max_tokens, prefix_rows = batch * request_rows;
+  const int suffix_rows = batch * a.horizon, keys = request_rows + a.horizon;
+  const auto pixels =
+      static_cast<std::uint64_t>(pictures) * static_cast<std::uint64_t>(a.vision.image * a.vision.image) * 3;
+  const auto segments = static_cast<std::uint64_t>(pictures + 2 * batch);
+  const DType f32 = DType::kF32;
+
+  plan.staging(w.staged_pixels, pixels);
+  plan.staging(w.staged_text,
+               static_cast<std::uint64_t>(text_rows) * static_cast<std::uint64_t>(a.prefix.width));
+  plan.staging(w.staged_actions,
+               static_cast<std::uint64_t>(suffix_rows) * static_cast<std::uint64_t>(a.action_dim));
+  plan.staging(w.staged_vision_map, static_cast<std::uint64_t>(vision_rows));
+  plan.staging(w.staged_text_map, static_cast<std::uint64_t>(text_rows));
+  plan.staging(w.staged_segments, segments);
+  plan.staging(w.staged_counts, 1);
+
+  plan.device(w.pixels, pixels);
+  plan.device(w.vision_map, static_cast<std::uint64_t>(vision_rows));
+  plan.device(w.text_map, static_cast<std::uint64_t>(text_rows));
+  plan.device(w.segments, segments);
+  plan.device(w.counts, 1);
+  w.picture_count = {pictures, &w.counts->pictures};
+  w.vision_rows = {vision_rows, &w.counts->vision_rows};
+  w.text_rows = {text_rows, &w.counts->text_rows};
+  w.prefix_rows = {prefix_rows, &w.counts->prefix_rows};
+  w.suffix_rows = {suffix_rows, &w.counts->suffix_rows};
+  const ops::Count requests{batch, &w.counts->requests};
+  w.picture_segments = {w.segments, w.picture_count, tokens, tokens};
+  w.prefix_segments = {w.segments + pictures, requests, request_rows, request_rows};
+  w.suffix_segments = {w.segments + pictures + batch, requests, a.horizon, keys};
+
+  plan.matrix(w.patches, vision_rows, 3 * a.vision.patch * a.vision.patch, f32);
+  plan.matrix(w.vision_x, vision_rows, a.vision.width, f32);
+  // Gathered rows come densely from the host, so that one copy moves them all.
+  plan.device(reinterpret_cast<float*&>(w.text.data),
+              static_cast<std::uint64_t>(text_rows) * static_cast<std::uint64_t>(a.prefix.width));
+  w.text = {.data = w.text.data, .rows = text_rows, .cols = a.prefix.width, .pitch = a.prefix.width};
+  plan.matrix(w.prefix_x, prefix_rows, a.prefix.width, f32);
+  plan.device(reinterpret_cast<float*&>(w.actions.data),
+              static_cast<std::uint64_t>(suffix_rows) * static_cast<std::uint64_t>(a.action_dim));
+  w.actions = {.data = w.actions.data, .rows = suffix_rows, .cols = a.action_dim, .pitch = a.action_dim};
+  plan.device(reinterpret_cast<float*&>(w.velocity.data),
+              static_cast<std::uint64_t>(suffix_rows) * static_cast<std::uint64_t>(a.action_dim));
+  w.velocity = {.data = w.velocity.data, .rows = suffix_rows, .cols = a.action_dim, .pitch = a.action_dim};
+  plan.matrix(w.suffix_x, suffix_rows, a.expert.width, f32);
+  plan.matrix(w.final_normed, suffix_rows, a.expert.width, f32);
+  plan.block(w.vision, vision_rows, a.vision.width, a.vision.mlp, a.vision.heads, a.vision.heads,
+             a.vision.head_dim());
+  plan.block(w.prefix, prefix_rows, a.prefix.width, a.prefix.mlp, a.prefix.heads, a.prefix.kv_heads,
+             a.prefix.head_dim);
+  plan.block(w.suffix, suffix_rows, a.expert.width, a.expert.mlp, a.expert.heads, a.expert.kv_heads,
+             a.expert.head_dim);
+  plan.cache(w.picture_cache, 1, pictures, tokens, a.vision.heads, a.vision.head_dim());
+  plan.cache(w.prefix_cache, a.prefix.depth, batch, keys, a.prefix.kv_heads, a.prefix.head_dim);
+
+  const int half = a.prefix.head_dim / 2;
+  float *cos = nullptr, *sin = nullptr;
+  const std::uint64_t angles = static_cast<std::uint64_t>(keys) * static_cast<std::uint64_t>(half);
+  plan.device(cos, angles);
+  plan.device(sin, angles);
+  SF_RETURN_IF_ERROR(plan.status());
+
+  std::vector<float> cosines(angles), sines(angles);
+  for (int position = 0; position < keys; ++position)
+    for (int i = 0; i < half; ++i) {
+      const double angle = position * std::pow(10000.0, -static_cast<double>(i) / half);
+      const auto at =
+          static_cast<std::size_t>(position) * static_cast<std::size_t>(half) + static_cast<std::size_t>(i);
+      cosines[at] = static_cast<float>(std::cos(angle));
+      sines[at] = static_cast<float>(std::sin(angle));
+    }
+  backend.upload(cos, cosines.data(), angles * sizeof(float));
+  backend.upload(sin, sines.data(), angles * sizeof(float));
+  SF_RETURN_IF_ERROR(backend.finish());
+  w.rope = {cos, sin, keys, half};
+  return w;
+}
+
+}  // namespace servoflow::policy

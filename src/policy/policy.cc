@@ -1,0 +1,271 @@
+// Policy and Session: one observation through the stages, in the order of the folder names.
+#include "servoflow/policy.h"
+
+#include <algorithm>
+#include <chrono>
+#include <mutex>
+
+#include "contract/canonical.h"
+#include "contract/load.h"
+#include "core/status_macros.h"
+#include "core/zones.h"
+#include "policy/network.h"
+#include "policy/neutral_contract.h"
+#include "policy/noise.h"
+#include "stages/postprocess/postprocessor.h"
+#include "stages/preprocess/preprocessor.h"
+#include "weights/checkpoint.h"
+#include "weights/synth.h"
+
+namespace servoflow {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+double milliseconds_since(Clock::time_point begin) {
+  return std::chrono::duration<double, std::milli>(Clock::now() - begin).count();
+}
+
+// Cameras a lerobot configuration declares; openpi's models have three slots.
+int camera_slots(const weights::Checkpoint& checkpoint) {
+  int cameras = 0;
+  if (const auto features = checkpoint.config.find("input_features");
+      features != checkpoint.config.end() && features->is_object())
+    for (const Json& feature : *features)
+      if (feature.is_object() && feature.value("type", Json()) == "VISUAL") ++cameras;
+  return std::max(3, cameras);
+}
+
+}  // namespace
+
+struct Policy::Impl {
+  PolicyOptions options;
+  PolicyInfo info;
+  weights::Architecture architecture;
+  bool lerobot_layout = false, synthetic = false;
+  std::string tokenizer, tokenizer_hint;
+  std::unique_ptr<policy::Network> network;
+  std::mutex device;  // sessions take turns
+
+  Result<contract::Contract> contract_of(const std::string& robot) const {
+    if (robot == "none" || (synthetic && robot.empty())) return policy::neutral_contract(architecture);
+    if (synthetic)
+      return Status::invalid(
+          "--robot: synthetic weights have no statistics for a robot; write a checkpoint with `servoflow "
+          "synth --robot`");
+    return contract::load_contract(
+        info.checkpoint, {.robot = robot, .assets = options.assets, .lerobot_layout = lerobot_layout});
+  }
+
+  Status open(std::shared_ptr<const weights::WeightSource> source, Clock::time_point begin) {
+    if (!options.robot.empty() || options.check_robot)
+      SF_RETURN_IF_ERROR(contract_of(options.robot).status());
+    policy::NetworkOptions network_options{.device = options.device,
+                                           .precision = options.precision,
+                                           .threads = options.threads,
+                                           .max_batch = options.max_batch,
+                                           .max_pictures = info.camera_slots,
+                                           .progress = options.progress};
+    SF_ASSIGN_OR_RETURN(network, policy::Network::create(std::move(source), architecture, network_options));
+    const policy::NetworkInfo& n = network->info();
+    info.device = n.device;
+    info.backend = n.backend;
+    info.precision = n.precision;
+    info.threads = n.threads;
+    info.parameters = n.parameters;
+    info.weight_bytes = n.weight_bytes;
+    info.workspace_bytes = n.workspace_bytes;
+    info.horizon = architecture.horizon;
+    info.model_action_dim = architecture.action_dim;
+    info.image_size = architecture.vision.image;
+    info.max_tokens = architecture.max_tokens;
+    info.ready_seconds = milliseconds_since(begin) * 1e-3;
+    return {};
+  }
+};
+
+struct Session::Impl {
+  std::shared_ptr<Policy::Impl> policy;
+  contract::Contract contract;
+  std::string contract_json, contract_hash;
+  std::unique_ptr<stages::Preprocessor> preprocessor;
+  std::unique_ptr<stages::Postprocessor> postprocessor;
+  std::uint64_t seed = 0, request = 0;
+  stages::ModelInput input;
+  std::vector<float> noise, actions;
+
+  Status preprocess(const Observation& observation, std::span<const float> given_noise, StageTimes& times) {
+    const zones::Zone zone("preprocess");
+    const Clock::time_point begin = Clock::now();
+    SF_RETURN_IF_ERROR(preprocessor->run(observation, input));
+    if (given_noise.empty()) {
+      policy::fill_noise(seed, request, noise);
+    } else if (given_noise.size() == noise.size()) {
+      std::copy(given_noise.begin(), given_noise.end(), noise.begin());
+    } else {
+      return Status::invalid("noise: " + std::to_string(given_noise.size()) + " values; this policy needs " +
+                             std::to_string(policy->architecture.horizon) + " x " +
+                             std::to_string(policy->architecture.action_dim));
+    }
+    times.preprocess = milliseconds_since(begin);
+    return {};
+  }
+
+  Status postprocess(ActionChunk& chunk) {
+    const zones::Zone zone("postprocess");
+    const Clock::time_point begin = Clock::now();
+    const weights::Architecture& a = policy->architecture;
+    // First, because it refuses what is not finite: nothing of a bad chunk may be seen.
+    chunk.normalized.clear();
+    SF_RETURN_IF_ERROR(postprocessor->run(actions, a.horizon, input, chunk.actions, chunk.action_dim));
+    chunk.normalized.assign(actions.begin(), actions.end());
+    chunk.model_dim = a.action_dim;
+    chunk.horizon = a.horizon;
+    chunk.prefix_tokens = input.picture_count * a.vision.tokens() + static_cast<int>(input.tokens.size());
+    chunk.prompt_truncated = input.prompt_truncated;
+    chunk.request = request++;
+    chunk.device = policy->info.device;
+    chunk.backend = policy->info.backend;
+    chunk.precision = policy->info.precision;
+    chunk.contract_hash = contract_hash;
+    chunk.times.postprocess = milliseconds_since(begin);
+    return {};
+  }
+};
+
+Result<Policy> Policy::open(const std::string& checkpoint, const PolicyOptions& options) {
+  const Clock::time_point begin = Clock::now();
+  SF_ASSIGN_OR_RETURN(const weights::Checkpoint opened, weights::open_checkpoint(checkpoint));
+  Policy policy;
+  policy.impl_ = std::make_shared<Impl>();
+  Impl& impl = *policy.impl_;
+  impl.options = options;
+  impl.architecture = opened.architecture;
+  impl.lerobot_layout = opened.layout == weights::Layout::kLerobot;
+  impl.info.checkpoint = checkpoint;
+  impl.info.layout = weights::layout_name(opened.layout);
+  impl.info.camera_slots = camera_slots(opened);
+  // A missing tokenizer is an error of whoever sends a prompt; token ids work without. A named one must be
+  // there.
+  if (Result<std::string> found = weights::find_tokenizer(opened, options.tokenizer); found.ok()) {
+    impl.tokenizer = *found;
+  } else if (!options.tokenizer.empty()) {
+    return found.status();
+  } else {
+    impl.tokenizer_hint = found.status().message();
+  }
+  SF_RETURN_IF_ERROR(impl.open(opened.source, begin));
+  return policy;
+}
+
+Result<Policy> Policy::open_synthetic(const std::string& model, const PolicyOptions& options,
+                                      std::uint64_t seed, int horizon) {
+  const Clock::time_point begin = Clock::now();
+  Policy policy;
+  policy.impl_ = std::make_shared<Impl>();
+  Impl& impl = *policy.impl_;
+  SF_ASSIGN_OR_RETURN(impl.architecture, policy::synthetic_architecture(model, horizon));
+  impl.options = options;
+  impl.synthetic = true;
+  impl.info.checkpoint = "synthetic " + model;
+  impl.info.layout = "synthetic";
+  impl.info.camera_slots = 3;
+  impl.tokenizer = options.tokenizer;
+  impl.tokenizer_hint = "synthetic weights have no tokenizer; send token ids or pass --tokenizer";
+  SF_RETURN_IF_ERROR(
+      impl.open(std::make_shared<weights::SyntheticSource>(impl.architecture, seed, DType::kBF16), begin));
+  return policy;
+}
+
+const PolicyInfo& Policy::info() const { return impl_->info; }
+
+Result<Session> Policy::new_session(const SessionOptions& options) const {
+  Session session;
+  session.impl_ = std::make_shared<Session::Impl>();
+  Session::Impl& s = *session.impl_;
+  s.policy = impl_;
+  s.seed = options.seed;
+  SF_ASSIGN_OR_RETURN(s.contract,
+                      impl_->contract_of(options.robot.empty() ? impl_->options.robot : options.robot));
+  if (static_cast<int>(s.contract.cameras.size()) > impl_->info.camera_slots)
+    return Status::invalid("robot " + s.contract.name + ": " + std::to_string(s.contract.cameras.size()) +
+                           " cameras; the model has " + std::to_string(impl_->info.camera_slots) + " slots");
+  const weights::Architecture& a = impl_->architecture;
+  SF_ASSIGN_OR_RETURN(s.preprocessor,
+                      stages::Preprocessor::create(s.contract, {.image_size = a.vision.image,
+                                                                .tokenizer_path = impl_->tokenizer,
+                                                                .vocab = a.vocab,
+                                                                .max_tokens = a.max_tokens,
+                                                                .tokenizer_hint = impl_->tokenizer_hint}));
+  SF_ASSIGN_OR_RETURN(s.postprocessor, stages::Postprocessor::create(s.contract, a.action_dim));
+  s.contract_json = contract::canonical_json(s.contract);
+  s.contract_hash = contract::contract_hash(s.contract);
+  s.noise.resize(static_cast<std::size_t>(a.horizon) * static_cast<std::size_t>(a.action_dim));
+  s.actions.resize(s.noise.size());
+  return session;
+}
+
+Result<ActionChunk> Session::infer(const Observation& observation, const InferOptions& options) {
+  ActionChunk chunk;
+  SF_RETURN_IF_ERROR(infer_into(observation, options, chunk));
+  return chunk;
+}
+
+Status Session::infer_into(const Observation& observation, const InferOptions& options, ActionChunk& chunk) {
+  const Clock::time_point begin = Clock::now();
+  Impl& s = *impl_;
+  SF_RETURN_IF_ERROR(s.preprocess(observation, options.noise, chunk.times));
+  {
+    const std::lock_guard turn(s.policy->device);
+    const policy::NetworkRequest request{&s.input, s.noise, s.actions};
+    const int steps = options.steps != 0 ? options.steps : s.policy->architecture.default_steps;
+    SF_RETURN_IF_ERROR(s.policy->network->run({&request, 1}, steps, &chunk.times, nullptr));
+  }
+  SF_RETURN_IF_ERROR(s.postprocess(chunk));
+  chunk.times.total = milliseconds_since(begin);
+  return {};
+}
+
+Status infer_batch(std::span<Session* const> sessions, std::span<const Observation* const> observations,
+                   const InferOptions& options, std::span<ActionChunk> chunks) {
+  const Clock::time_point begin = Clock::now();
+  const std::size_t count = sessions.size();
+  if (count == 0 || observations.size() != count || chunks.size() != count)
+    return Status::invalid(
+        "infer_batch: sessions, observations and chunks must be equally many, at least one");
+  const std::shared_ptr<Policy::Impl>& policy = sessions[0]->impl_->policy;
+  std::vector<policy::NetworkRequest> requests(count);
+  for (std::size_t i = 0; i < count; ++i) {
+    Session::Impl& s = *sessions[i]->impl_;
+    if (s.policy != policy) return Status::invalid("infer_batch: all sessions must belong to one policy");
+    for (std::size_t j = 0; j < i; ++j)
+      if (sessions[j]->impl_ == sessions[i]->impl_)
+        return Status::invalid("infer_batch: a session may stand in a batch once");
+    if (!options.noise.empty() && options.noise.size() != count * s.noise.size())
+      return Status::invalid("noise: expected [sessions, horizon, action_dim]");
+    const auto noise =
+        options.noise.empty() ? options.noise : options.noise.subspan(i * s.noise.size(), s.noise.size());
+    SF_RETURN_IF_ERROR(
+        s.preprocess(*observations[i], noise, chunks[i].times).with_context("request " + std::to_string(i)));
+    requests[i] = {&s.input, s.noise, s.actions};
+  }
+  StageTimes times;
+  {
+    const std::lock_guard turn(policy->device);
+    const int steps = options.steps != 0 ? options.steps : policy->architecture.default_steps;
+    SF_RETURN_IF_ERROR(policy->network->run(requests, steps, &times, nullptr));
+  }
+  for (std::size_t i = 0; i < count; ++i) {
+    times.preprocess = chunks[i].times.preprocess;
+    chunks[i].times = times;
+    SF_RETURN_IF_ERROR(
+        sessions[i]->impl_->postprocess(chunks[i]).with_context("request " + std::to_string(i)));
+  }
+  for (ActionChunk& chunk : chunks) chunk.times.total = milliseconds_since(begin);
+  return {};
+}
+
+void Session::reset() { impl_->request = 0; }
+const std::string& Session::contract_hash() const { return impl_->contract_hash; }
+const std::string& Session::contract_json() const { return impl_->contract_json; }
+
+}  // namespace servoflow

@@ -1,0 +1,77 @@
+#include "stages/vision/vision.h"
+
+#include "core/status_macros.h"
+
+namespace servoflow::stages {
+namespace {
+const std::string kPali = "paligemma_with_expert.paligemma.model.";
+const std::string kTower = kPali + "vision_tower.vision_model.";
+}  // namespace
+
+Result<Vision> Vision::load(weights::Loader& loader, const weights::Architecture& architecture) {
+  Vision v;
+  v.sizes_ = architecture.vision;
+  SF_ASSIGN_OR_RETURN(
+      v.patch_, loader.matrix({kTower + "embeddings.patch_embedding.weight"}, ops::PackMode::kConcat, true));
+  SF_ASSIGN_OR_RETURN(v.patch_bias_, loader.vector(kTower + "embeddings.patch_embedding.bias"));
+  SF_ASSIGN_OR_RETURN(v.position_, loader.vector(kTower + "embeddings.position_embedding.weight"));
+  for (int i = 0; i < v.sizes_.depth; ++i) {
+    const std::string layer = kTower + "encoder.layers." + std::to_string(i) + ".";
+    const std::string attention = layer + "self_attn.";
+    ops::SiglipWeights b{};
+    SF_ASSIGN_OR_RETURN(b.norm1_weight, loader.vector(layer + "layer_norm1.weight"));
+    SF_ASSIGN_OR_RETURN(b.norm1_bias, loader.vector(layer + "layer_norm1.bias"));
+    SF_ASSIGN_OR_RETURN(b.qkv, loader.matrix({attention + "q_proj.weight", attention + "k_proj.weight",
+                                              attention + "v_proj.weight"}));
+    SF_ASSIGN_OR_RETURN(b.qkv_bias, loader.vector({attention + "q_proj.bias", attention + "k_proj.bias",
+                                                   attention + "v_proj.bias"}));
+    SF_ASSIGN_OR_RETURN(b.out, loader.matrix({attention + "out_proj.weight"}));
+    SF_ASSIGN_OR_RETURN(b.out_bias, loader.vector(attention + "out_proj.bias"));
+    SF_ASSIGN_OR_RETURN(b.norm2_weight, loader.vector(layer + "layer_norm2.weight"));
+    SF_ASSIGN_OR_RETURN(b.norm2_bias, loader.vector(layer + "layer_norm2.bias"));
+    SF_ASSIGN_OR_RETURN(b.fc1, loader.matrix({layer + "mlp.fc1.weight"}));
+    SF_ASSIGN_OR_RETURN(b.fc1_bias, loader.vector(layer + "mlp.fc1.bias"));
+    SF_ASSIGN_OR_RETURN(b.fc2, loader.matrix({layer + "mlp.fc2.weight"}));
+    SF_ASSIGN_OR_RETURN(b.fc2_bias, loader.vector(layer + "mlp.fc2.bias"));
+    v.blocks_.push_back(b);
+  }
+  SF_ASSIGN_OR_RETURN(v.norm_weight_, loader.vector(kTower + "post_layernorm.weight"));
+  SF_ASSIGN_OR_RETURN(v.norm_bias_, loader.vector(kTower + "post_layernorm.bias"));
+  SF_ASSIGN_OR_RETURN(v.projector_, loader.matrix({kPali + "multi_modal_projector.linear.weight"}));
+  SF_ASSIGN_OR_RETURN(v.projector_bias_, loader.vector(kPali + "multi_modal_projector.linear.bias"));
+  return v;
+}
+
+void Vision::run(ops::Backend& backend, const VisionRun& run) const {
+  backend.patch_rows({.pixels = run.pixels,
+                      .pictures = run.pictures,
+                      .image = sizes_.image,
+                      .patch = sizes_.patch,
+                      .out = run.patches});
+  backend.matmul(
+      {.x = run.patches,
+       .w = &patch_,
+       .y = run.x,
+       .rows = run.rows,
+       .epilogue = {.bias = patch_bias_, .row_bias = position_, .row_bias_period = sizes_.tokens()},
+       .zone = "vision/patches"});
+  for (const ops::SiglipWeights& block : blocks_)
+    backend.siglip_block({.weights = &block,
+                          .x = run.x,
+                          .rows = run.rows,
+                          .segments = run.segments,
+                          .cache = run.cache,
+                          .heads = sizes_.heads,
+                          .scratch = run.scratch});
+  backend.layer_norm(
+      {.x = run.x, .y = run.scratch.normed, .rows = run.rows, .weight = norm_weight_, .bias = norm_bias_});
+  // Image tokens are not rescaled (text tokens are).
+  backend.matmul({.x = run.scratch.normed,
+                  .w = &projector_,
+                  .y = run.out,
+                  .rows = run.rows,
+                  .epilogue = {.bias = projector_bias_, .row_map = run.row_map},
+                  .zone = "vision/projector"});
+}
+
+}  // namespace servoflow::stages

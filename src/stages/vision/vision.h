@@ -1,0 +1,38 @@
+// Pictures -> SigLIP -> projector: image tokens, written straight to their rows of the prefix.
+#pragma once
+
+#include <vector>
+
+#include "ops/composite/composite.h"
+#include "weights/architecture.h"
+#include "weights/loader.h"
+
+namespace servoflow::stages {
+
+// Everything one run works on, planned once.
+struct VisionRun {
+  const float* pixels = nullptr;  // device [pictures, image, image, 3] in [-1, 1]
+  ops::Count pictures, rows;      // rows = pictures * tokens
+  ops::Segments segments;         // one per picture, slot = picture
+  const ops::KvCache* cache = nullptr;
+  ops::Matrix patches;  // [rows, 3 patch²] float32
+  ops::Matrix x;        // [rows, width] float32
+  ops::BlockScratch scratch;
+  ops::Matrix out;                        // the prefix's embeddings [rows, prefix width] float32
+  const std::int32_t* row_map = nullptr;  // row of `out` for each row here
+};
+
+class Vision {
+ public:
+  static Result<Vision> load(weights::Loader& loader, const weights::Architecture& architecture);
+  void run(ops::Backend& backend, const VisionRun& run) const;
+
+ private:
+  weights::VisionSizes sizes_;
+  ops::Weight patch_, projector_;
+  const float *patch_bias_ = nullptr, *position_ = nullptr, *norm_weight_ = nullptr, *norm_bias_ = nullptr,
+              *projector_bias_ = nullptr;
+  std::vector<ops::SiglipWeights> blocks_;
+};
+
+}  // namespace servoflow::stages

@@ -1,0 +1,57 @@
+#include "weights/loader.h"
+
+#include "core/status_macros.h"
+#include "ops/host_rows.h"
+
+namespace servoflow::weights {
+namespace {
+
+ops::HostMatrix host_matrix(const TensorData& tensor, const std::string& name) {
+  const std::int64_t rows = tensor.shape.rank() > 0 ? tensor.shape[0] : 1;
+  const std::int64_t elements = tensor.shape.elements();
+  return {tensor.dtype, static_cast<int>(rows), static_cast<int>(rows > 0 ? elements / rows : 0),
+          tensor.bytes, name};
+}
+
+}  // namespace
+
+void Loader::count(const TensorData& tensor, const std::string& name) {
+  parameters_ += static_cast<std::uint64_t>(tensor.shape.elements());
+  source_.release(name);
+  if (progress_) progress_(parameters_, total_);
+}
+
+Result<ops::Weight> Loader::matrix(const std::vector<std::string>& names, ops::PackMode mode,
+                                   bool keep_float32) {
+  std::vector<TensorData> tensors;
+  std::vector<ops::HostMatrix> parts;
+  for (const std::string& name : names) {
+    SF_ASSIGN_OR_RETURN(TensorData tensor, source_.get(name));
+    parts.push_back(host_matrix(tensor, name));
+    tensors.push_back(std::move(tensor));
+  }
+  SF_ASSIGN_OR_RETURN(ops::Weight weight, backend_.pack(parts, mode, keep_float32));
+  packed_ += weight.bytes;
+  for (std::size_t i = 0; i < names.size(); ++i) count(tensors[i], names[i]);
+  return weight;
+}
+
+Result<const float*> Loader::vector(const std::vector<std::string>& names) {
+  std::vector<float> values;
+  for (const std::string& name : names) {
+    SF_ASSIGN_OR_RETURN(const TensorData tensor, source_.get(name));
+    const std::size_t begin = values.size(), size = static_cast<std::size_t>(tensor.shape.elements());
+    values.resize(begin + size);
+    SF_RETURN_IF_ERROR(ops::read_row({tensor.dtype, 1, static_cast<int>(size), tensor.bytes, name}, 0,
+                                     values.data() + begin));
+    count(tensor, name);
+  }
+  const std::uint64_t bytes = values.size() * sizeof(float);
+  SF_ASSIGN_OR_RETURN(void* device, backend_.allocate(bytes));
+  backend_.upload(device, values.data(), bytes);
+  SF_RETURN_IF_ERROR(backend_.finish());
+  packed_ += bytes;
+  return static_cast<const float*>(device);
+}
+
+}  // namespace servoflow::weights

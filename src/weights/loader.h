@@ -1,0 +1,40 @@
+// Moves tensors from a WeightSource to a backend: packed matrices and float32 vectors, with progress.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "ops/backend.h"
+#include "servoflow/policy.h"
+#include "weights/weight_source.h"
+
+namespace servoflow::weights {
+
+class Loader {
+ public:
+  Loader(ops::Backend& backend, const WeightSource& source, std::uint64_t total_parameters,
+         ProgressFunction progress)
+      : backend_(backend), source_(source), total_(total_parameters), progress_(std::move(progress)) {}
+
+  // One packed matrix from the named tensors (rank 2 or more; all dimensions but the first are flattened).
+  Result<ops::Weight> matrix(const std::vector<std::string>& names,
+                             ops::PackMode mode = ops::PackMode::kConcat, bool keep_float32 = false);
+  // The named tensors behind each other as float32 in device memory. NaN and Inf are errors.
+  Result<const float*> vector(const std::vector<std::string>& names);
+  Result<const float*> vector(const std::string& name) { return vector(std::vector<std::string>{name}); }
+
+  ops::Backend& backend() { return backend_; }
+  std::uint64_t parameters() const { return parameters_; }
+  std::uint64_t packed_bytes() const { return packed_; }
+
+ private:
+  void count(const TensorData& tensor, const std::string& name);
+
+  ops::Backend& backend_;
+  const WeightSource& source_;
+  std::uint64_t total_, packed_ = 0, parameters_ = 0;
+  ProgressFunction progress_;
+};
+
+}  // namespace servoflow::weights

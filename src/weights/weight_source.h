@@ -1,0 +1,44 @@
+// Where a network's tensors come from: published files or the synthetic generator. The engine sees only this.
+//
+// Tensor names are openpi's, without a leading "model.":
+// "paligemma_with_expert.gemma_expert.model.layers.0…". The token table goes by its own accessor, because it
+// is used in place (mapped, or regenerated row by row).
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+
+#include "core/dtype.h"
+#include "core/shape.h"
+#include "servoflow/status.h"
+
+namespace servoflow::weights {
+
+// A tensor's elements in host memory, row-major. `owner` keeps generated data alive; mapped data lives as
+// long as its source. Dropping the view of a mapped tensor changes nothing: call WeightSource::release when
+// it was packed.
+struct TensorData {
+  DType dtype = DType::kF32;  // kF32, kBF16, kF16 or kF64
+  Shape shape;
+  std::span<const std::byte> bytes;  // may be unaligned
+  std::shared_ptr<const void> owner;
+};
+
+class WeightSource {
+ public:
+  virtual ~WeightSource() = default;
+  virtual bool has(const std::string& name) const = 0;
+  // Thread-safe. Fails for a name the manifest does not know.
+  virtual Result<TensorData> get(const std::string& name) const = 0;
+  // The tensor's pages will not be read again (a hint; no-op for generated data).
+  virtual void release(const std::string& name) const = 0;
+  // Rows of the token table as float32, each `width` wide, into `out` [ids.size(), width]. Ids outside the
+  // table fail. Allocates nothing. Thread-safe.
+  virtual Status token_rows(std::span<const std::int32_t> ids, std::span<float> out) const = 0;
+  // How the weights are stored, for reports: "BF16", "F32", "mixed".
+  virtual std::string stored_dtype() const = 0;
+};
+
+}  // namespace servoflow::weights
