@@ -5,8 +5,9 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 
 PREFIX ?= /usr/local
-# Seconds that `make fuzz` spends on each target.
+# Seconds that `make fuzz` spends on each target, and where its random inputs start (0: elsewhere each time).
 SECONDS := 20
+SEED := 0
 JOBS ?= $(shell nproc)
 # SETUP=skip: the dependencies are there already, whatever the package manager says.
 SETUP ?= apt
@@ -74,7 +75,7 @@ tsan: build/setup ## tests of the threaded parts under the thread sanitizer
 fuzz: build/setup build/setup-ci ## run every fuzz target for SECONDS=20
 	cmake --preset fuzz
 	cmake --build --preset fuzz -j $(JOBS) --target fuzz_all
-	tests/fuzz/run.sh build/fuzz $(SECONDS)
+	tests/fuzz/run.sh build/fuzz $(SECONDS) $(SEED)
 
 device: build/setup ## one folder that runs on a machine without packages: build/device/servoflow and lib/
 	cmake --preset device

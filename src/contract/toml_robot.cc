@@ -12,7 +12,10 @@
 #include <toml++/toml.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
+#include <cstdint>
+#include <cstdio>
 #include <sstream>
 
 #include "contract/builtin_robots.h"
@@ -28,32 +31,71 @@ namespace {
 
 constexpr std::size_t kMaxFileBytes = std::size_t{1} << 20;
 
-// What toml++ 3.3 cannot be given: characters beyond ASCII where it looks for white space (its test of them
-// runs into undefined behaviour), that is outside of comments and strings and in multi-line strings. Empty
-// when there is none.
-std::string unsafe_text(std::string_view toml) {
+// The code point that starts at text[i] and its length in bytes; length 0 if this is not UTF-8.
+struct CodePoint {
+  char32_t value = 0;
+  std::size_t length = 0;
+};
+
+CodePoint code_point(std::string_view text, std::size_t i) {
+  const auto lead = static_cast<unsigned char>(text[i]);
+  const std::size_t length = lead < 0xC2 ? 0 : lead < 0xE0 ? 2 : lead < 0xF0 ? 3 : lead < 0xF5 ? 4 : 0;
+  if (length == 0 || i + length > text.size()) return {};
+  char32_t value = lead & (0x7Fu >> length);
+  for (std::size_t k = 1; k < length; ++k) {
+    const auto next = static_cast<unsigned char>(text[i + k]);
+    if ((next & 0xC0) != 0x80) return {};
+    value = value << 6 | (next & 0x3Fu);
+  }
+  constexpr std::array<char32_t, 5> kSmallest = {0, 0, 0x80, 0x800, 0x10000};
+  const bool is_surrogate = value >= 0xD800 && value < 0xE000;
+  if (value < kSmallest[length] || is_surrogate || value > 0x10FFFF) return {};
+  return {value, length};
+}
+
+// The same TOML in ASCII: characters beyond it become escapes in strings and vanish from comments. toml++ 3.3
+// cannot be given any other character: its search for white space runs into undefined behaviour on some of
+// them, also while it words an error. `problem` is empty or says what has no ASCII form, with its line.
+std::string to_ascii(std::string_view toml, std::string& problem) {
+  std::string ascii;
+  ascii.reserve(toml.size());
   int line = 1;
+  char quote = 0;  // of the string we are in, '#' in a comment
+  const auto refuse = [&](const char* why) {
+    problem = "line " + std::to_string(line) + ": " + why;
+    return std::string();
+  };
   for (std::size_t i = 0; i < toml.size(); ++i) {
     const char c = toml[i];
-    if (c == '\n') ++line;
-    if (static_cast<unsigned char>(c) >= 0x80) {
-      return "line " + std::to_string(line) +
-             ": not valid TOML: only ASCII may stand outside of strings and comments";
-    }
-    if (c == '#') {
-      while (i + 1 < toml.size() && toml[i + 1] != '\n') ++i;
-    } else if (c == '"' || c == '\'') {
-      if (toml.substr(i, 3) == std::string(3, c)) {
-        return "line " + std::to_string(line) + ": multi-line strings have no place in a robot file";
+    if (static_cast<unsigned char>(c) < 0x80) {
+      ascii += c;
+      if (c == '\n') {
+        ++line;
+        quote = 0;  // a string that is cut short is the parser's to refuse
+      } else if (quote == 0 && (c == '"' || c == '\'' || c == '#')) {
+        if (c != '#' && toml.substr(i, 3) == std::string(3, c)) {
+          return refuse("multi-line strings have no place in a robot file");
+        }
+        quote = c;
+      } else if (quote == '"' && c == '\\' && i + 1 < toml.size() && toml[i + 1] != '\n') {
+        if (static_cast<unsigned char>(toml[i + 1]) >= 0x80) return refuse("not valid TOML: unknown escape");
+        ascii += toml[++i];
+      } else if (quote == c && c != '#') {
+        quote = 0;
       }
-      // To the closing quote; a string that is cut short is the parser's to refuse.
-      while (++i < toml.size() && toml[i] != c && toml[i] != '\n') {
-        if (c == '"' && toml[i] == '\\') ++i;
-      }
-      if (i < toml.size() && toml[i] == '\n') ++line;
+      continue;
     }
+    if (quote == '#') continue;
+    if (quote == 0) return refuse("not valid TOML: only ASCII may stand outside of strings and comments");
+    if (quote == '\'') return refuse("characters beyond ASCII need a string in double quotes");
+    const CodePoint point = code_point(toml, i);
+    if (point.length == 0) return refuse("not valid TOML: a string is not UTF-8");
+    std::array<char, 11> escape{};
+    std::snprintf(escape.data(), escape.size(), "\\U%08X", static_cast<unsigned>(point.value));
+    ascii += escape.data();
+    i += point.length - 1;
   }
-  return "";
+  return ascii;
 }
 
 // TOML as JSON, so that one strict reader serves both. Dates and non-finite numbers have no place in a robot
@@ -195,9 +237,10 @@ std::vector<std::string> openpi_slots() { return {"base_0_rgb", "left_wrist_0_rg
 Result<Contract> parse_robot(std::string_view toml, const std::string& where,
                              const std::vector<std::string>& slots) {
   if (toml.size() > kMaxFileBytes) return Status::invalid(where + ": larger than 1 MiB; not a robot file");
-  if (const std::string unsafe = unsafe_text(toml); !unsafe.empty())
-    return Status::invalid(where + ": " + unsafe);
-  const toml::parse_result parsed = toml::parse(toml, where);
+  std::string problem;
+  const std::string ascii = to_ascii(toml, problem);
+  if (!problem.empty()) return Status::invalid(where + ": " + problem);
+  const toml::parse_result parsed = toml::parse(ascii, where);
   if (!parsed) {
     const toml::parse_error& error = parsed.error();
     return Status::invalid(where + ": line " + std::to_string(error.source().begin.line) +

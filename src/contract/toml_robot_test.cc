@@ -143,6 +143,13 @@ TEST(RobotFile, ListsAllProblemsAtOnce) {
   }
 }
 
+TEST(RobotFile, KeepsTextBeyondAscii) {
+  const auto robot = parse_robot(
+      replaced(kGood, "\"wait\"", "\"attends l\\\"\u00e9t\u00e9, \u5f85\U0001f916\" # \u00e9 \xff"), "text");
+  ASSERT_TRUE(robot.ok()) << robot.status().message();
+  EXPECT_EQ(robot->prompt.default_prompt, "attends l\"\u00e9t\u00e9, \u5f85\U0001f916");
+}
+
 TEST(RobotFile, OtherSlots) {
   const auto robot =
       parse_robot(replaced(replaced(kGood, "base_0_rgb", "\"cam.top\""), "right_wrist_0_rgb", "side"), "x",
@@ -168,8 +175,10 @@ TEST(RobotFile, SurvivesHostileText) {
        {"[%x]", "[ = 1]", "base\u0420 = 1", "x = 1 \u00e9", "x = \"\"\"a\\\n\u00e9\"\"\"", "x = '''y'''"}) {
     EXPECT_FALSE(parse_robot(text, "parser").ok()) << text;
   }
-  EXPECT_TRUE(
-      parse_robot(replaced(good, "\"wait\"", "\"attends l\\\"\u00e9t\u00e9\" # \u00e9"), "text").ok());
+  for (const char* text : {"6=6z6\"\xef\xbb\xb4", "x = \"\\\u00e9\"", "x = '\u00e9'", "x = \"\xed\xa0\x80\"",
+                           "x = \"\xc0\xaf\"", "x = \"\xe2\x82\""}) {
+    EXPECT_FALSE(parse_robot(text, "parser").ok()) << text;
+  }
   EXPECT_FALSE(parse_robot(std::string(2 << 20, 'a'), "huge").ok());
   EXPECT_FALSE(parse_robot("x = " + std::string(100000, '['), "deep").ok());
   EXPECT_FALSE(parse_robot(std::string("name = \"a\0b\"", 12), "nul").ok());
