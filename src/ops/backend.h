@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstddef>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -26,8 +27,17 @@ struct HostMatrix {
 };
 
 enum class PackMode : std::uint8_t {
-  kConcat,      // parts below each other: fused q, k, v
+  kConcat,      // parts below each other
   kInterleave,  // two parts, gate and up, paired for the GeGLU epilogue
+  kHeads,       // q, k and v below each other; PackOptions::head_dim tells where a head's halves meet
+};
+
+struct PackOptions {
+  PackMode mode = PackMode::kConcat;
+  // Float32 arithmetic and no rounding below the stored precision (time and action projections), whatever the
+  // backend's precision.
+  bool keep_float32 = false;
+  int head_dim = 0;  // kHeads
 };
 
 struct SiglipBlock;
@@ -57,10 +67,9 @@ class Backend {
   virtual Result<void*> allocate(std::uint64_t bytes) = 0;
   // Zeroed host memory that uploads read from (pinned where that matters), alive as long as the backend.
   virtual Result<void*> allocate_staging(std::uint64_t bytes);
-  // Packs weights into the backend's layout. `keep_float32`: float32 arithmetic and no rounding below the
-  // stored precision (time and action projections, norm parameters), whatever the backend's precision. NaN or
-  // Inf is an error that names the tensor and its first bad element.
-  virtual Result<Weight> pack(std::span<const HostMatrix> parts, PackMode mode, bool keep_float32) = 0;
+  // Packs weights into the backend's layout. NaN or Inf is an error that names the tensor and its first bad
+  // element.
+  virtual Result<Weight> pack(std::span<const HostMatrix> parts, const PackOptions& options) = 0;
   // Copies; `host` must stay alive until finish() or the next download.
   virtual void upload(void* device, const void* host, std::size_t bytes) = 0;
   virtual void download(void* host, const void* device, std::size_t bytes) = 0;
@@ -69,6 +78,17 @@ class Backend {
                           std::span<float> v) = 0;
   // Waits for everything enqueued; the first error since the last finish().
   Status finish();
+
+  // A backend that can record work replays it with one call. `body` only enqueues on this backend and reads
+  // nothing on the host but what `key` names and what it uploads from staging memory: it is recorded the
+  // first time a key is seen and replayed from then on. Without recording it simply runs.
+  virtual bool records() const { return false; }
+  virtual void replay(std::uint64_t key, const std::function<void()>& body);
+  // Device times within replayed work: mark(i), i < kMarks, between ops; milliseconds from mark i to mark j
+  // after finish().
+  static constexpr int kMarks = 8;
+  virtual void mark(int) {}
+  virtual double elapsed(int, int) { return 0; }
 
   void patch_rows(const PatchRows& op);
   void scale_rows(const ScaleRows& op);

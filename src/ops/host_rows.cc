@@ -8,7 +8,7 @@
 
 namespace servoflow::ops {
 
-Status check_parts(std::span<const HostMatrix> parts, PackMode mode) {
+Status check_parts(std::span<const HostMatrix> parts, const PackOptions& options) {
   if (parts.empty()) return Status::runtime("pack: no parts");
   for (const HostMatrix& p : parts) {
     if (!is_float(p.dtype))
@@ -18,8 +18,13 @@ Status check_parts(std::span<const HostMatrix> parts, PackMode mode) {
             static_cast<std::size_t>(p.rows) * static_cast<std::size_t>(p.cols) * dtype_size(p.dtype))
       return Status::runtime(p.name + ": pack: shape and bytes disagree");
   }
-  if (mode == PackMode::kInterleave && (parts.size() != 2 || parts[0].rows != parts[1].rows))
+  if (options.mode == PackMode::kInterleave && (parts.size() != 2 || parts[0].rows != parts[1].rows))
     return Status::runtime(parts[0].name + ": pack: gate and up must have the same shape");
+  if (options.mode == PackMode::kHeads) {
+    bool whole = parts.size() == 3 && options.head_dim > 0;
+    for (const HostMatrix& p : parts) whole = whole && p.rows % options.head_dim == 0;
+    if (!whole) return Status::runtime(parts[0].name + ": pack: q, k and v must be whole heads");
+  }
   return {};
 }
 

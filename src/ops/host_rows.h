@@ -8,7 +8,7 @@
 namespace servoflow::ops {
 
 // The parts of one packed weight agree in width, hold as many bytes as their shape needs, and suit the mode.
-Status check_parts(std::span<const HostMatrix> parts, PackMode mode);
+Status check_parts(std::span<const HostMatrix> parts, const PackOptions& options);
 // Row `r` as float32 into out [cols]. NaN or Inf is an error naming the tensor and the element.
 Status read_row(const HostMatrix& part, int r, float* out);
 // [sin(2π t / period_i)…, cos(…)…] with period_i = min · (max / min)^(i / (width/2 - 1)), float64 inside.

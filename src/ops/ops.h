@@ -18,10 +18,11 @@
 namespace servoflow::ops {
 
 // Device integer that may be unknown to the host when work is enqueued. `device` null: all `capacity` rows
-// are valid.
+// are valid. `likely`: how many to expect, 0 if unknown; it may choose a kernel's shape, never a result.
 struct Count {
   int capacity = 0;
   const std::int32_t* device = nullptr;
+  int likely = 0;
 };
 
 // Row-major matrix in device memory. `pitch` is the distance between rows in elements.

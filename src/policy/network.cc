@@ -4,6 +4,7 @@
 #include <chrono>
 #include <cmath>
 #include <cstring>
+#include <functional>
 #include <vector>
 
 #include "core/status_macros.h"
@@ -46,8 +47,13 @@ class NetworkImpl : public Network {
 
  private:
   Status stage_inputs(std::span<const NetworkRequest> requests);
-  Status run_vision();
-  Status run_prefix();
+  void upload_inputs(int text_rows);
+  void enqueue_vision();
+  void enqueue_prefix();
+  stages::DenoiseRun denoise_run();
+  Status run_stages(const stages::Schedule& schedule, const stages::ModelInput& input, StageTimes* times,
+                    StageTap* tap);
+  Status run_recorded(const stages::Schedule& schedule, int requests, StageTimes* times);
   Status run_denoise(const stages::Schedule& schedule, StageTimes* times, StageTap* tap);
   void tap_prefix(StageTap& tap, const stages::ModelInput& input, bool after_layers);
 
@@ -143,21 +149,26 @@ Status NetworkImpl::stage_inputs(std::span<const NetworkRequest> requests) {
     n.suffix_rows += arch_.horizon;
     n.requests += 1;
   }
-  const auto size = [](std::int32_t count) { return static_cast<std::size_t>(count); };
-  ops::Backend& b = *backend_;
-  b.upload(w_.pixels, w_.staged_pixels, size(n.pictures) * picture_size * sizeof(float));
-  b.upload(w_.text.data, w_.staged_text, size(n.text_rows) * width * sizeof(float));
-  b.upload(w_.actions.data, w_.staged_actions, size(n.suffix_rows * arch_.action_dim) * sizeof(float));
-  b.upload(w_.vision_map, w_.staged_vision_map, size(n.vision_rows) * sizeof(std::int32_t));
-  b.upload(w_.text_map, w_.staged_text_map, size(n.text_rows) * sizeof(std::int32_t));
-  b.upload(w_.segments, w_.staged_segments,
-           size(w_.picture_count.capacity + 2 * capacity_.batch) * sizeof(ops::Segment));
-  b.upload(w_.counts, w_.staged_counts, sizeof(Counts));
-  return b.finish();
+  return {};
 }
 
-Status NetworkImpl::run_vision() {
-  const zones::Zone zone("vision");
+// Copies what stage_inputs laid out; `text_rows` of the text, all of what is small.
+void NetworkImpl::upload_inputs(int text_rows) {
+  const auto size = [](std::int32_t count) { return static_cast<std::size_t>(count); };
+  const Counts& n = *w_.staged_counts;
+  ops::Backend& b = *backend_;
+  const auto picture_size = size(arch_.vision.image) * size(arch_.vision.image) * 3;
+  b.upload(w_.counts, w_.staged_counts, sizeof(Counts));
+  b.upload(w_.segments, w_.staged_segments,
+           size(w_.picture_count.capacity + 2 * capacity_.batch) * sizeof(ops::Segment));
+  b.upload(w_.pixels, w_.staged_pixels, size(n.pictures) * picture_size * sizeof(float));
+  b.upload(w_.vision_map, w_.staged_vision_map, size(n.vision_rows) * sizeof(std::int32_t));
+  b.upload(w_.text.data, w_.staged_text, size(text_rows) * size(arch_.prefix.width) * sizeof(float));
+  b.upload(w_.text_map, w_.staged_text_map, size(text_rows) * sizeof(std::int32_t));
+  b.upload(w_.actions.data, w_.staged_actions, size(n.suffix_rows * arch_.action_dim) * sizeof(float));
+}
+
+void NetworkImpl::enqueue_vision() {
   vision_.run(*backend_, {.pixels = w_.pixels,
                           .pictures = w_.picture_count,
                           .rows = w_.vision_rows,
@@ -168,35 +179,35 @@ Status NetworkImpl::run_vision() {
                           .scratch = w_.vision,
                           .out = w_.prefix_x,
                           .row_map = w_.vision_map});
-  return backend_->finish();
 }
 
-Status NetworkImpl::run_prefix() {
-  const zones::Zone zone("prefix");
-  const stages::PrefixRun run{.text = w_.text,
-                              .text_rows = w_.text_rows,
-                              .text_map = w_.text_map,
-                              .x = w_.prefix_x,
-                              .rows = w_.prefix_rows,
-                              .segments = w_.prefix_segments,
-                              .cache = &w_.prefix_cache,
-                              .rope = &w_.rope,
-                              .scratch = w_.prefix};
-  prefix_.run(*backend_, run);
-  return backend_->finish();
+void NetworkImpl::enqueue_prefix() {
+  prefix_.run(*backend_, {.text = w_.text,
+                          .text_rows = w_.text_rows,
+                          .text_map = w_.text_map,
+                          .x = w_.prefix_x,
+                          .rows = w_.prefix_rows,
+                          .segments = w_.prefix_segments,
+                          .cache = &w_.prefix_cache,
+                          .rope = &w_.rope,
+                          .scratch = w_.prefix});
+}
+
+stages::DenoiseRun NetworkImpl::denoise_run() {
+  return {.actions = w_.actions,
+          .velocity = w_.velocity,
+          .rows = w_.suffix_rows,
+          .segments = w_.suffix_segments,
+          .cache = &w_.prefix_cache,
+          .rope = &w_.rope,
+          .x = w_.suffix_x,
+          .final_normed = w_.final_normed,
+          .scratch = w_.suffix};
 }
 
 Status NetworkImpl::run_denoise(const stages::Schedule& schedule, StageTimes* times, StageTap* tap) {
   const zones::Zone zone("denoise");
-  const stages::DenoiseRun run{.actions = w_.actions,
-                               .velocity = w_.velocity,
-                               .rows = w_.suffix_rows,
-                               .segments = w_.suffix_segments,
-                               .cache = &w_.prefix_cache,
-                               .rope = &w_.rope,
-                               .x = w_.suffix_x,
-                               .final_normed = w_.final_normed,
-                               .scratch = w_.suffix};
+  const stages::DenoiseRun run = denoise_run();
   if (times != nullptr) times->steps.resize(static_cast<std::size_t>(schedule.steps));
   // One call per step costs nothing on this side of the seam and gives each step its time; a device that
   // replays a whole loop is asked for all steps at once when nobody watches.
@@ -262,29 +273,91 @@ Status NetworkImpl::run(std::span<const NetworkRequest> requests, int steps, Sta
                         StageTap* tap) {
   if (tap != nullptr && requests.size() != 1)
     return Status::runtime("a stage tap watches one request at a time");
-  const Clock::time_point begin = Clock::now();
   SF_RETURN_IF_ERROR(stage_inputs(requests));
   SF_ASSIGN_OR_RETURN(const stages::Schedule* schedule, denoise_.schedule(*backend_, steps));
-  if (tap != nullptr && tap->wants("t")) tap->record("t", schedule->times, {steps});
-  if (w_.staged_counts->pictures > 0) SF_RETURN_IF_ERROR(run_vision());
+  if (tap == nullptr && backend_->records()) {
+    SF_RETURN_IF_ERROR(run_recorded(*schedule, static_cast<int>(requests.size()), times));
+  } else {
+    SF_RETURN_IF_ERROR(run_stages(*schedule, *requests[0].input, times, tap));
+  }
+  const auto action_size =
+      static_cast<std::size_t>(arch_.horizon) * static_cast<std::size_t>(arch_.action_dim);
+  for (std::size_t r = 0; r < requests.size(); ++r)
+    std::copy_n(w_.staged_actions + r * action_size, action_size, requests[r].actions.begin());
+  return {};
+}
+
+// Stage by stage, waiting after each: for a device that computes where it is called, and for taps.
+Status NetworkImpl::run_stages(const stages::Schedule& schedule, const stages::ModelInput& input,
+                               StageTimes* times, StageTap* tap) {
+  const Clock::time_point begin = Clock::now();
+  if (tap != nullptr && tap->wants("t")) tap->record("t", schedule.times, {schedule.steps});
+  upload_inputs(w_.staged_counts->text_rows);
+  SF_RETURN_IF_ERROR(backend_->finish());
+  if (w_.staged_counts->pictures > 0) {
+    const zones::Zone zone("vision");
+    enqueue_vision();
+    SF_RETURN_IF_ERROR(backend_->finish());
+  }
   const double after_vision = milliseconds_since(begin);
   prefix_.embed(*backend_,
                 {.text = w_.text, .text_rows = w_.text_rows, .text_map = w_.text_map, .x = w_.prefix_x});
-  if (tap != nullptr) tap_prefix(*tap, *requests[0].input, false);
-  SF_RETURN_IF_ERROR(run_prefix());
+  if (tap != nullptr) tap_prefix(*tap, input, false);
+  {
+    const zones::Zone zone("prefix");
+    enqueue_prefix();
+    SF_RETURN_IF_ERROR(backend_->finish());
+  }
   const double after_prefix = milliseconds_since(begin);
-  if (tap != nullptr) tap_prefix(*tap, *requests[0].input, true);
-  SF_RETURN_IF_ERROR(run_denoise(*schedule, times, tap));
-  const auto action_size =
-      static_cast<std::size_t>(arch_.horizon) * static_cast<std::size_t>(arch_.action_dim);
-  backend_->download(w_.staged_actions, w_.actions.data, requests.size() * action_size * sizeof(float));
+  if (tap != nullptr) tap_prefix(*tap, input, true);
+  SF_RETURN_IF_ERROR(run_denoise(schedule, times, tap));
+  backend_->download(
+      w_.staged_actions, w_.actions.data,
+      static_cast<std::size_t>(w_.staged_counts->suffix_rows * arch_.action_dim) * sizeof(float));
   SF_RETURN_IF_ERROR(backend_->finish());
-  for (std::size_t r = 0; r < requests.size(); ++r)
-    std::copy_n(w_.staged_actions + r * action_size, action_size, requests[r].actions.begin());
   if (times != nullptr) {
     times->vision = after_vision;
     times->prefix = after_prefix - after_vision;
     times->denoise = milliseconds_since(begin) - after_prefix;
+  }
+  return {};
+}
+
+// Everything in one record: uploads, stages, the download. What varies from call to call (lengths, masks,
+// noise) lies in staging memory; how many requests, pictures and steps there are chooses the record.
+Status NetworkImpl::run_recorded(const stages::Schedule& schedule, int requests, StageTimes* times) {
+  const zones::Zone zone("graph");
+  const Counts& n = *w_.staged_counts;
+  const auto key = static_cast<std::uint64_t>(schedule.steps) |
+                   static_cast<std::uint64_t>(schedule.slot) << 16 |
+                   static_cast<std::uint64_t>(requests) << 24 | static_cast<std::uint64_t>(n.pictures) << 40;
+  const auto body = [this, &schedule, requests] {
+    const Counts& counts = *w_.staged_counts;
+    w_.vision_rows.likely = counts.vision_rows;
+    w_.prefix_rows.likely = counts.prefix_rows;
+    w_.suffix_rows.likely = counts.suffix_rows;
+    backend_->mark(0);
+    upload_inputs(requests * arch_.max_tokens);
+    backend_->mark(1);
+    if (counts.pictures > 0) enqueue_vision();
+    backend_->mark(2);
+    prefix_.embed(*backend_,
+                  {.text = w_.text, .text_rows = w_.text_rows, .text_map = w_.text_map, .x = w_.prefix_x});
+    enqueue_prefix();
+    backend_->mark(3);
+    denoise_.run(*backend_, schedule, denoise_run(), 0, schedule.steps);
+    backend_->mark(4);
+    backend_->download(w_.staged_actions, w_.actions.data,
+                       static_cast<std::size_t>(requests * arch_.horizon * arch_.action_dim) * sizeof(float));
+    backend_->mark(5);
+  };
+  backend_->replay(key, std::cref(body));
+  SF_RETURN_IF_ERROR(backend_->finish());
+  if (times != nullptr) {
+    times->vision = backend_->elapsed(1, 2);
+    times->prefix = backend_->elapsed(2, 3);
+    times->denoise = backend_->elapsed(3, 4);
+    times->steps.assign(static_cast<std::size_t>(schedule.steps), times->denoise / schedule.steps);
   }
   return {};
 }

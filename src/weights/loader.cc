@@ -21,8 +21,7 @@ void Loader::count(const TensorData& tensor, const std::string& name) {
   if (progress_) progress_(parameters_, total_);
 }
 
-Result<ops::Weight> Loader::matrix(const std::vector<std::string>& names, ops::PackMode mode,
-                                   bool keep_float32) {
+Result<ops::Weight> Loader::matrix(const std::vector<std::string>& names, const ops::PackOptions& options) {
   std::vector<TensorData> tensors;
   std::vector<ops::HostMatrix> parts;
   for (const std::string& name : names) {
@@ -30,7 +29,7 @@ Result<ops::Weight> Loader::matrix(const std::vector<std::string>& names, ops::P
     parts.push_back(host_matrix(tensor, name));
     tensors.push_back(std::move(tensor));
   }
-  SF_ASSIGN_OR_RETURN(ops::Weight weight, backend_.pack(parts, mode, keep_float32));
+  SF_ASSIGN_OR_RETURN(ops::Weight weight, backend_.pack(parts, options));
   packed_ += weight.bytes;
   for (std::size_t i = 0; i < names.size(); ++i) count(tensors[i], names[i]);
   return weight;

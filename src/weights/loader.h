@@ -18,8 +18,7 @@ class Loader {
       : backend_(backend), source_(source), total_(total_parameters), progress_(std::move(progress)) {}
 
   // One packed matrix from the named tensors (rank 2 or more; all dimensions but the first are flattened).
-  Result<ops::Weight> matrix(const std::vector<std::string>& names,
-                             ops::PackMode mode = ops::PackMode::kConcat, bool keep_float32 = false);
+  Result<ops::Weight> matrix(const std::vector<std::string>& names, const ops::PackOptions& options = {});
   // The named tensors behind each other as float32 in device memory. NaN and Inf are errors.
   Result<const float*> vector(const std::vector<std::string>& names);
   Result<const float*> vector(const std::string& name) { return vector(std::vector<std::string>{name}); }

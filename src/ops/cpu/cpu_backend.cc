@@ -77,12 +77,12 @@ bool CpuBackend::need_scratch(std::size_t bytes) {
   return true;
 }
 
-Result<Weight> CpuBackend::pack(std::span<const HostMatrix> parts, PackMode mode, bool keep_float32) {
-  SF_RETURN_IF_ERROR(check_parts(parts, mode));
+Result<Weight> CpuBackend::pack(std::span<const HostMatrix> parts, const PackOptions& options) {
+  SF_RETURN_IF_ERROR(check_parts(parts, options));
   bool stored_bf16 = true;
   for (const HostMatrix& part : parts) stored_bf16 = stored_bf16 && part.dtype == DType::kBF16;
-  Weight w{.k = parts[0].cols, .paired = mode == PackMode::kInterleave};
-  w.stored = stored_bf16 || (round_weights_ && !keep_float32) ? DType::kBF16 : DType::kF32;
+  Weight w{.k = parts[0].cols, .paired = options.mode == PackMode::kInterleave};
+  w.stored = stored_bf16 || (round_weights_ && !options.keep_float32) ? DType::kBF16 : DType::kF32;
   for (const HostMatrix& part : parts) w.n += part.rows;
   const int panels_of_part = (parts[0].rows + kPanel - 1) / kPanel;
   const int panels = w.paired ? 2 * panels_of_part : (w.n + kPanel - 1) / kPanel;

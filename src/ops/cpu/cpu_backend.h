@@ -45,7 +45,7 @@ class CpuBackend : public Backend {
   std::uint64_t query_bytes(int rows, int heads, int head_dim) const override;
   std::uint64_t cache_bytes(const KvCache& cache) const override;
   Result<void*> allocate(std::uint64_t bytes) override;
-  Result<Weight> pack(std::span<const HostMatrix> parts, PackMode mode, bool keep_float32) override;
+  Result<Weight> pack(std::span<const HostMatrix> parts, const PackOptions& options) override;
   void upload(void* device, const void* host, std::size_t bytes) override;
   void download(void* host, const void* device, std::size_t bytes) override;
   void read_cache(const KvCache& cache, int layer, int slot, int rows, std::span<float> k,

@@ -27,7 +27,7 @@ void run(benchmark::State& state, const std::string& precision, bool geglu) {
          std::as_bytes(std::span(values))
              .subspan(first * static_cast<std::size_t>(k) * 2, half * static_cast<std::size_t>(k) * 2),
          "w"});
-  auto weight = b.pack(parts, geglu ? PackMode::kInterleave : PackMode::kConcat, false);
+  auto weight = b.pack(parts, {.mode = geglu ? PackMode::kInterleave : PackMode::kConcat});
   const DType dtype = b.activation_dtype();
   Matrix x{.dtype = dtype, .rows = m, .cols = k, .pitch = b.pitch(k, dtype)};
   Matrix y{.dtype = dtype, .rows = m, .cols = geglu ? n / 2 : n};

@@ -48,9 +48,9 @@ class ReferenceBackend : public Backend {
     blocks_.push_back(std::move(block));
     return static_cast<void*>(blocks_.back().data());
   }
-  Result<Weight> pack(std::span<const HostMatrix> parts, PackMode mode, bool) override {
-    SF_RETURN_IF_ERROR(check_parts(parts, mode));
-    Weight w{.k = parts[0].cols, .stored = DType::kF32, .paired = mode == PackMode::kInterleave};
+  Result<Weight> pack(std::span<const HostMatrix> parts, const PackOptions& options) override {
+    SF_RETURN_IF_ERROR(check_parts(parts, options));
+    Weight w{.k = parts[0].cols, .stored = DType::kF32, .paired = options.mode == PackMode::kInterleave};
     for (const HostMatrix& part : parts) w.n += part.rows;
     w.bytes = static_cast<std::uint64_t>(w.n) * w.k * sizeof(float);
     SF_ASSIGN_OR_RETURN(void* data, allocate(w.bytes));

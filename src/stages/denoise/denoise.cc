@@ -25,8 +25,7 @@ Result<Denoise> Denoise::load(weights::Loader& loader, const weights::Architectu
   d.architecture_ = architecture;
   const int depth = architecture.expert.depth;
   const auto modulation = [&](const std::string& norm) -> Status {
-    SF_ASSIGN_OR_RETURN(const ops::Weight w,
-                        loader.matrix({norm + ".dense.weight"}, ops::PackMode::kConcat, true));
+    SF_ASSIGN_OR_RETURN(const ops::Weight w, loader.matrix({norm + ".dense.weight"}, {.keep_float32 = true}));
     SF_ASSIGN_OR_RETURN(const float* bias, loader.vector(norm + ".dense.bias"));
     d.modulation_.push_back(w);
     d.modulation_bias_.push_back(bias);
@@ -37,13 +36,15 @@ Result<Denoise> Denoise::load(weights::Loader& loader, const weights::Architectu
     const std::string attention = layer + "self_attn.";
     ops::GemmaWeights w;
     SF_RETURN_IF_ERROR(modulation(layer + "input_layernorm"));
-    SF_ASSIGN_OR_RETURN(w.qkv, loader.matrix({attention + "q_proj.weight", attention + "k_proj.weight",
-                                              attention + "v_proj.weight"}));
+    SF_ASSIGN_OR_RETURN(
+        w.qkv,
+        loader.matrix({attention + "q_proj.weight", attention + "k_proj.weight", attention + "v_proj.weight"},
+                      {.mode = ops::PackMode::kHeads, .head_dim = architecture.expert.head_dim}));
     SF_ASSIGN_OR_RETURN(w.out, loader.matrix({attention + "o_proj.weight"}));
     SF_RETURN_IF_ERROR(modulation(layer + "post_attention_layernorm"));
     SF_ASSIGN_OR_RETURN(w.gate_up,
                         loader.matrix({layer + "mlp.gate_proj.weight", layer + "mlp.up_proj.weight"},
-                                      ops::PackMode::kInterleave));
+                                      {.mode = ops::PackMode::kInterleave}));
     SF_ASSIGN_OR_RETURN(w.down, loader.matrix({layer + "mlp.down_proj.weight"}));
     d.layers_.push_back(w);
   }
@@ -52,13 +53,13 @@ Result<Denoise> Denoise::load(weights::Loader& loader, const weights::Architectu
   e.depth = depth;
   e.width = architecture.expert.width;
   e.heads = architecture.expert.heads;
-  SF_ASSIGN_OR_RETURN(e.action_in, loader.matrix({"action_in_proj.weight"}, ops::PackMode::kConcat, true));
+  SF_ASSIGN_OR_RETURN(e.action_in, loader.matrix({"action_in_proj.weight"}, {.keep_float32 = true}));
   SF_ASSIGN_OR_RETURN(e.action_in_bias, loader.vector("action_in_proj.bias"));
-  SF_ASSIGN_OR_RETURN(e.action_out, loader.matrix({"action_out_proj.weight"}, ops::PackMode::kConcat, true));
+  SF_ASSIGN_OR_RETURN(e.action_out, loader.matrix({"action_out_proj.weight"}, {.keep_float32 = true}));
   SF_ASSIGN_OR_RETURN(e.action_out_bias, loader.vector("action_out_proj.bias"));
-  SF_ASSIGN_OR_RETURN(d.time_in_, loader.matrix({"time_mlp_in.weight"}, ops::PackMode::kConcat, true));
+  SF_ASSIGN_OR_RETURN(d.time_in_, loader.matrix({"time_mlp_in.weight"}, {.keep_float32 = true}));
   SF_ASSIGN_OR_RETURN(d.time_in_bias_, loader.vector("time_mlp_in.bias"));
-  SF_ASSIGN_OR_RETURN(d.time_out_, loader.matrix({"time_mlp_out.weight"}, ops::PackMode::kConcat, true));
+  SF_ASSIGN_OR_RETURN(d.time_out_, loader.matrix({"time_mlp_out.weight"}, {.keep_float32 = true}));
   SF_ASSIGN_OR_RETURN(d.time_out_bias_, loader.vector("time_mlp_out.bias"));
   return d;
 }
@@ -91,6 +92,7 @@ Result<const Schedule*> Denoise::schedule(ops::Backend& backend, int steps) {
     SF_ASSIGN_OR_RETURN(void* table, backend.allocate(kMaxSteps * modulation_.size() * 3 * row));
     fresh->times = static_cast<float*>(times);
     fresh->table = static_cast<float*>(table);
+    fresh->schedule.slot = static_cast<int>(cache_.size());
     cache_.push_back(std::move(fresh));
     oldest = cache_.back().get();
   }

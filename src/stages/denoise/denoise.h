@@ -20,6 +20,7 @@ std::vector<float> time_grid(int steps, weights::TimeGrid grid);
 // modulations.
 struct Schedule {
   int steps = 0;
+  int slot = 0;                   // where it is kept: two schedules never share one
   float dt = 0;                   // -1 / N
   std::vector<float> times;       // [steps]
   ops::Matrix condition;          // [steps, width] float32, after the second SiLU

@@ -16,13 +16,14 @@ Result<Prefix> Prefix::load(weights::Loader& loader, const weights::Architecture
     ops::GemmaWeights w;
     SF_ASSIGN_OR_RETURN(w.input_norm, loader.vector(layer + "input_layernorm.weight"));
     SF_ASSIGN_OR_RETURN(w.qkv, loader.matrix({attention + "q_proj.weight", attention + "k_proj.weight",
-                                              attention + "v_proj.weight"}));
+                                              attention + "v_proj.weight"},
+                                             {.mode = ops::PackMode::kHeads, .head_dim = p.sizes_.head_dim}));
     if (i + 1 < p.sizes_.depth) {  // the last layer ends at its K/V: the rest of its weights is never read
       SF_ASSIGN_OR_RETURN(w.out, loader.matrix({attention + "o_proj.weight"}));
       SF_ASSIGN_OR_RETURN(w.post_norm, loader.vector(layer + "post_attention_layernorm.weight"));
       SF_ASSIGN_OR_RETURN(w.gate_up,
                           loader.matrix({layer + "mlp.gate_proj.weight", layer + "mlp.up_proj.weight"},
-                                        ops::PackMode::kInterleave));
+                                        {.mode = ops::PackMode::kInterleave}));
       SF_ASSIGN_OR_RETURN(w.down, loader.matrix({layer + "mlp.down_proj.weight"}));
     }
     p.layers_.push_back(w);

@@ -11,8 +11,8 @@ const std::string kTower = kPali + "vision_tower.vision_model.";
 Result<Vision> Vision::load(weights::Loader& loader, const weights::Architecture& architecture) {
   Vision v;
   v.sizes_ = architecture.vision;
-  SF_ASSIGN_OR_RETURN(
-      v.patch_, loader.matrix({kTower + "embeddings.patch_embedding.weight"}, ops::PackMode::kConcat, true));
+  SF_ASSIGN_OR_RETURN(v.patch_,
+                      loader.matrix({kTower + "embeddings.patch_embedding.weight"}, {.keep_float32 = true}));
   SF_ASSIGN_OR_RETURN(v.patch_bias_, loader.vector(kTower + "embeddings.patch_embedding.bias"));
   SF_ASSIGN_OR_RETURN(v.position_, loader.vector(kTower + "embeddings.position_embedding.weight"));
   for (int i = 0; i < v.sizes_.depth; ++i) {
@@ -21,8 +21,10 @@ Result<Vision> Vision::load(weights::Loader& loader, const weights::Architecture
     ops::SiglipWeights b{};
     SF_ASSIGN_OR_RETURN(b.norm1_weight, loader.vector(layer + "layer_norm1.weight"));
     SF_ASSIGN_OR_RETURN(b.norm1_bias, loader.vector(layer + "layer_norm1.bias"));
-    SF_ASSIGN_OR_RETURN(b.qkv, loader.matrix({attention + "q_proj.weight", attention + "k_proj.weight",
-                                              attention + "v_proj.weight"}));
+    SF_ASSIGN_OR_RETURN(
+        b.qkv,
+        loader.matrix({attention + "q_proj.weight", attention + "k_proj.weight", attention + "v_proj.weight"},
+                      {.mode = ops::PackMode::kHeads, .head_dim = v.sizes_.head_dim()}));
     SF_ASSIGN_OR_RETURN(b.qkv_bias, loader.vector({attention + "q_proj.bias", attention + "k_proj.bias",
                                                    attention + "v_proj.bias"}));
     SF_ASSIGN_OR_RETURN(b.out, loader.matrix({attention + "out_proj.weight"}));

@@ -1,0 +1,308 @@
+// Memory, packing, copies and recording; what operations become is in blocks.cu.
+#include <algorithm>
+#include <cstring>
+
+#include "core/bf16.h"
+#include "core/status_macros.h"
+#include "ops/cuda/cuda_backend.cuh"
+#include "ops/host_rows.h"
+
+namespace servoflow::ops::cuda {
+namespace {
+
+constexpr std::uint64_t kArenaBlock = std::uint64_t{64} << 20;
+constexpr std::uint64_t kStaging = std::uint64_t{32} << 20;
+constexpr std::size_t kGraphs = 32;  // kept at once
+
+std::uint64_t round_up(std::uint64_t n, std::uint64_t to) { return (n + to - 1) / to * to; }
+
+Status cuda_error(cudaError_t error, const std::string& what) {
+  return Status::runtime("cuda: " + what + ": " + cudaGetErrorString(error));
+}
+
+}  // namespace
+
+Result<std::unique_ptr<CudaBackend>> CudaBackend::create(const std::string& precision, int ordinal) {
+  int devices = 0;
+  if (const cudaError_t e = cudaGetDeviceCount(&devices); e != cudaSuccess || devices == 0)
+    return Status::runtime(std::string("--device cuda: no usable GPU: ") +
+                           (e != cudaSuccess ? cudaGetErrorString(e) : "the driver lists none"));
+  if (ordinal >= devices)
+    return Status::runtime("--device cuda:" + std::to_string(ordinal) + ": this machine has " +
+                           std::to_string(devices) + " GPU(s), from cuda:0");
+  std::unique_ptr<CudaBackend> b(new CudaBackend);
+  b->ordinal_ = ordinal;
+  b->half_ = precision == "bf16";
+  const auto must = [](cudaError_t e, const char* what) {
+    return e == cudaSuccess ? Status() : cuda_error(e, what);
+  };
+  SF_RETURN_IF_ERROR(must(cudaSetDevice(ordinal), "cudaSetDevice"));
+  cudaDeviceProp p{};
+  SF_RETURN_IF_ERROR(must(cudaGetDeviceProperties(&p, ordinal), "cudaGetDeviceProperties"));
+  if (const cudaError_t e = kernels_run_here(); e != cudaSuccess)
+    return Status::runtime("--device cuda: this build has no code for " + std::string(p.name) + " (sm_" +
+                           std::to_string(p.major) + std::to_string(p.minor) + "): " + cudaGetErrorString(e));
+  b->processors_ = p.multiProcessorCount;
+  b->wgmma_ = b->half_ && p.major == 9 && p.minor == 0 && wgmma_is_built();
+  b->name_ = "cuda/sm_" + std::to_string(p.major) + std::to_string(p.minor) + (b->wgmma_ ? "a" : "") +
+             (b->half_ ? "_bf16" : "");
+  b->stream_.early_start = p.major >= 9;
+  SF_RETURN_IF_ERROR(
+      must(cudaStreamCreateWithFlags(&b->stream_.stream, cudaStreamNonBlocking), "cudaStreamCreate"));
+  for (cudaEvent_t& event : b->marks_) SF_RETURN_IF_ERROR(must(cudaEventCreate(&event), "cudaEventCreate"));
+  SF_RETURN_IF_ERROR(must(cudaMalloc(&b->bad_, sizeof(int)), "cudaMalloc"));
+  return std::move(b);
+}
+
+CudaBackend::~CudaBackend() {
+  select();
+  if (stream_.stream != nullptr) cudaStreamSynchronize(stream_.stream);
+  for (const auto& [key, graph] : graphs_) cudaGraphExecDestroy(graph);
+  for (cudaEvent_t event : marks_)
+    if (event != nullptr) cudaEventDestroy(event);
+  for (cudaEvent_t event : staged_)
+    if (event != nullptr) cudaEventDestroy(event);
+  for (void* block : blocks_) cudaFree(block);
+  for (void* block : landing_) cudaFree(block);
+  cudaFree(bad_);
+  for (void* block : pinned_) cudaFreeHost(block);
+  for (void* block : staging_) cudaFreeHost(block);
+  if (stream_.stream != nullptr) cudaStreamDestroy(stream_.stream);
+}
+
+void CudaBackend::select() const { cudaSetDevice(ordinal_); }
+
+bool CudaBackend::ok(cudaError_t error, const char* what) {
+  if (error != cudaSuccess) fail(cuda_error(error, what));
+  return error == cudaSuccess;
+}
+
+std::int64_t CudaBackend::pitch(int cols, DType) const {
+  return static_cast<std::int64_t>(round_up(static_cast<std::uint64_t>(cols), 16));
+}
+
+std::uint64_t CudaBackend::query_bytes(int rows, int heads, int head_dim) const {
+  return static_cast<std::uint64_t>(rows) * static_cast<std::uint64_t>(heads) *
+         static_cast<std::uint64_t>(head_dim) * dtype_size(activation_dtype());
+}
+
+std::uint64_t CudaBackend::cache_bytes(const KvCache& c) const {
+  return 2 * static_cast<std::uint64_t>(c.layers) * static_cast<std::uint64_t>(c.slots) *
+         static_cast<std::uint64_t>(c.kv_heads) * static_cast<std::uint64_t>(c.keys) *
+         static_cast<std::uint64_t>(c.head_dim) * dtype_size(c.dtype);
+}
+
+// Many weights share a block; every address is a multiple of 256.
+Result<void*> CudaBackend::allocate(std::uint64_t bytes) {
+  select();
+  bytes = round_up(std::max<std::uint64_t>(bytes, 1), 256);
+  if (bytes > arena_left_) {
+    const std::uint64_t size = std::max(bytes, kArenaBlock);
+    void* block = nullptr;
+    if (const cudaError_t e = cudaMalloc(&block, size); e != cudaSuccess) {
+      cudaGetLastError();  // not sticky: the caller may go on with less
+      std::size_t available = 0, total = 0;
+      cudaMemGetInfo(&available, &total);
+      return Status::runtime("cuda: out of memory: " + std::to_string(size >> 20) + " MiB wanted, " +
+                             std::to_string(available >> 20) + " of " + std::to_string(total >> 20) +
+                             " MiB free on " + device());
+    }
+    blocks_.push_back(block);
+    if (const cudaError_t e = cudaMemsetAsync(block, 0, size, stream_.stream); e != cudaSuccess)
+      return cuda_error(e, "cudaMemset");
+    arena_ = static_cast<char*>(block);
+    arena_left_ = size;
+  }
+  void* out = arena_;
+  arena_ += bytes;
+  arena_left_ -= bytes;
+  return out;
+}
+
+Result<void*> CudaBackend::allocate_staging(std::uint64_t bytes) {
+  select();
+  void* block = nullptr;
+  bytes = std::max<std::uint64_t>(bytes, 1);
+  if (const cudaError_t e = cudaMallocHost(&block, bytes); e != cudaSuccess)
+    return cuda_error(e, std::to_string(bytes) + " bytes of pinned memory");
+  std::memset(block, 0, bytes);
+  pinned_.push_back(block);
+  return block;
+}
+
+Result<Weight> CudaBackend::pack(std::span<const HostMatrix> parts, const PackOptions& options) {
+  SF_RETURN_IF_ERROR(check_parts(parts, options));
+  select();
+  WeightLayout w{.k = parts[0].cols};
+  bool stored_bf16 = true;
+  for (const HostMatrix& part : parts) {
+    stored_bf16 = stored_bf16 && part.dtype == DType::kBF16;
+    w.n += part.rows;
+  }
+  w.tensor_core = half_ && !options.keep_float32;
+  w.f32 = !stored_bf16 && !w.tensor_core;
+  int rows = (w.n + 15) / 16 * 16;
+  if (options.mode == PackMode::kInterleave) {
+    w.order = RowOrder::kGated;
+    rows = (w.n / 2 + 7) / 8 * 16;
+  } else if (options.mode == PackMode::kHeads && options.head_dim % 2 == 0) {
+    w.order = RowOrder::kRotated;
+    w.head_dim = options.head_dim;
+    w.rotated = parts[0].rows + parts[1].rows;
+  }
+  w.padded_n = static_cast<int>(round_up(static_cast<std::uint64_t>(rows), 128));
+  w.pitch = static_cast<std::int64_t>(round_up(static_cast<std::uint64_t>(w.k), 64));
+  Weight out{.n = w.n,
+             .k = w.k,
+             .stored = w.f32 ? DType::kF32 : DType::kBF16,
+             .paired = options.mode == PackMode::kInterleave,
+             .bytes = static_cast<std::uint64_t>(w.padded_n) * static_cast<std::uint64_t>(w.pitch) *
+                      (w.f32 ? 4 : 2)};
+  SF_ASSIGN_OR_RETURN(void* data, allocate(out.bytes));
+  out.data = data;
+  layouts_[data] = w;
+
+  for (int i = 0; i < 2 && staging_[i] == nullptr; ++i)
+    if (!ok(cudaMallocHost(&staging_[i], kStaging), "pinned memory") ||
+        !ok(cudaMalloc(&landing_[i], kStaging), "cudaMalloc") || !ok(cudaEventCreate(&staged_[i]), "event"))
+      return finish();
+  ok(cudaMemsetAsync(bad_, 0, sizeof(int), stream_.stream), "cudaMemset");
+  int first = 0, turn = 0;
+  for (const HostMatrix& part : parts) {
+    const std::uint64_t row_bytes = static_cast<std::uint64_t>(part.cols) * dtype_size(part.dtype);
+    if (row_bytes > kStaging)
+      return Status::invalid(part.name + ": rows of " + std::to_string(row_bytes) + " bytes");
+    const int at_once = static_cast<int>(kStaging / row_bytes);
+    for (int row = 0; row < part.rows; row += at_once, turn ^= 1) {
+      const int count = std::min(at_once, part.rows - row);
+      const std::uint64_t bytes = static_cast<std::uint64_t>(count) * row_bytes;
+      if (!ok(cudaEventSynchronize(staged_[turn]), "copying weights")) return finish();
+      std::memcpy(staging_[turn], part.bytes.data() + static_cast<std::uint64_t>(row) * row_bytes, bytes);
+      ok(cudaMemcpyAsync(landing_[turn], staging_[turn], bytes, cudaMemcpyHostToDevice, stream_.stream),
+         "copy");
+      ok(pack_rows(stream_.stream, landing_[turn], part.dtype, count, first + row, w, data, bad_), "packing");
+      ok(cudaEventRecord(staged_[turn], stream_.stream), "event");
+    }
+    first += part.rows;
+  }
+  int bad = 0;
+  download(&bad, bad_, sizeof(int));
+  if (failed()) return finish();
+  if (bad != 0) {  // find the culprit by name, slowly
+    std::vector<float> values(static_cast<std::size_t>(w.k));
+    for (const HostMatrix& part : parts)
+      for (int r = 0; r < part.rows; ++r) SF_RETURN_IF_ERROR(read_row(part, r, values.data()));
+    return Status::invalid(parts[0].name + ": a value overflows bf16");
+  }
+  return out;
+}
+
+void CudaBackend::upload(void* device, const void* host, std::size_t bytes) {
+  if (failed() || bytes == 0) return;
+  select();
+  ok(cudaMemcpyAsync(device, host, bytes, cudaMemcpyHostToDevice, stream_.stream), "upload");
+}
+
+void CudaBackend::download(void* host, const void* device, std::size_t bytes) {
+  if (failed() || bytes == 0) return;
+  select();
+  if (ok(cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, stream_.stream), "download") &&
+      !recording_)
+    ok(cudaStreamSynchronize(stream_.stream), "download");
+}
+
+Status CudaBackend::wait() {
+  select();
+  if (const cudaError_t e = cudaStreamSynchronize(stream_.stream); e != cudaSuccess)
+    return cuda_error(e, "kernels");
+  return {};
+}
+
+void CudaBackend::replay(std::uint64_t key, const std::function<void()>& body) {
+  if (failed()) return;
+  select();
+  auto found = graphs_.find(key);
+  if (found == graphs_.end()) {
+    // Run once for real: it loads the kernels and sizes the scratch memory, which recording must not do.
+    body();
+    if (Status status = finish(); !status.ok()) return fail(std::move(status));
+    cudaGraph_t graph = nullptr;
+    if (!ok(cudaStreamBeginCapture(stream_.stream, cudaStreamCaptureModeThreadLocal), "recording")) return;
+    recording_ = true;
+    body();
+    recording_ = false;
+    const cudaError_t ended = cudaStreamEndCapture(stream_.stream, &graph);
+    if (!ok(ended, "recording") || failed()) {
+      if (graph != nullptr) cudaGraphDestroy(graph);
+      return;
+    }
+    cudaGraphExec_t executable = nullptr;
+    const bool made = ok(cudaGraphInstantiate(&executable, graph, 0), "instantiating the graph");
+    cudaGraphDestroy(graph);
+    if (!made) return;
+    if (graphs_.size() >= kGraphs) {
+      cudaGraphExecDestroy(graphs_.begin()->second);
+      graphs_.erase(graphs_.begin());
+    }
+    found = graphs_.emplace(key, executable).first;
+  }
+  ok(cudaGraphLaunch(found->second, stream_.stream), "launching the graph");
+}
+
+void CudaBackend::mark(int i) {
+  if (failed()) return;
+  ok(recording_ ? cudaEventRecordWithFlags(marks_[i], stream_.stream, cudaEventRecordExternal)
+                : cudaEventRecord(marks_[i], stream_.stream),
+     "event");
+}
+
+double CudaBackend::elapsed(int i, int j) {
+  float ms = 0;
+  return cudaEventElapsedTime(&ms, marks_[i], marks_[j]) == cudaSuccess ? ms : 0.0;
+}
+
+void CudaBackend::read_cache(const KvCache& c, int layer, int slot, int rows, std::span<float> k,
+                             std::span<float> v) {
+  const auto d = static_cast<std::size_t>(c.head_dim), size = dtype_size(c.dtype);
+  const std::uint64_t layer_bytes = cache_bytes(c) / 2 / static_cast<std::uint64_t>(c.layers);
+  std::vector<std::byte> raw(static_cast<std::size_t>(rows) * d * size);
+  for (int side = 0; side < 2; ++side)
+    for (int head = 0; head < c.kv_heads; ++head) {
+      const std::uint64_t from = static_cast<std::uint64_t>(2 * layer + side) * layer_bytes +
+                                 (static_cast<std::uint64_t>(slot) * static_cast<std::uint64_t>(c.kv_heads) +
+                                  static_cast<std::uint64_t>(head)) *
+                                     static_cast<std::uint64_t>(c.keys) * d * size;
+      download(raw.data(), static_cast<const std::byte*>(c.data) + from, raw.size());
+      for (std::size_t row = 0; row < static_cast<std::size_t>(rows); ++row)
+        for (std::size_t i = 0; i < d; ++i) {
+          // Keys keep rotated pairs side by side (DeviceQkv).
+          const std::size_t place = side == 1 || d % 2 != 0 ? i : i < d / 2 ? 2 * i : 2 * (i - d / 2) + 1;
+          float value;
+          if (c.dtype == DType::kF32) {
+            std::memcpy(&value, raw.data() + (row * d + place) * 4, 4);
+          } else {
+            bf16 half;
+            std::memcpy(&half, raw.data() + (row * d + place) * 2, 2);
+            value = to_float(half);
+          }
+          (side == 0
+               ? k
+               : v)[(row * static_cast<std::size_t>(c.kv_heads) + static_cast<std::size_t>(head)) * d + i] =
+              value;
+        }
+    }
+}
+
+}  // namespace servoflow::ops::cuda
+
+namespace servoflow::ops {
+
+bool cuda_is_built() { return true; }
+
+Result<std::unique_ptr<Backend>> make_cuda_backend(const std::string& precision, int ordinal) {
+  SF_ASSIGN_OR_RETURN(std::unique_ptr<cuda::CudaBackend> backend,
+                      cuda::CudaBackend::create(precision, ordinal));
+  return std::unique_ptr<Backend>(std::move(backend));
+}
+
+}  // namespace servoflow::ops

@@ -1,0 +1,94 @@
+// The CUDA backend: device memory, packed weights, one stream, recorded graphs, and a kernel per operation.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <map>
+#include <memory>
+#include <unordered_map>
+
+#include "ops/backend.h"
+#include "ops/composite/composite.h"
+#include "ops/cuda/kernels.h"
+
+namespace servoflow::ops::cuda {
+
+class CudaBackend : public Backend {
+ public:
+  static Result<std::unique_ptr<CudaBackend>> create(const std::string& precision, int ordinal);
+  ~CudaBackend() override;
+
+  std::string name() const override { return name_; }
+  std::string device() const override { return "cuda:" + std::to_string(ordinal_); }
+  DType activation_dtype() const override { return half_ ? DType::kBF16 : DType::kF32; }
+  std::int64_t pitch(int cols, DType dtype) const override;
+  std::uint64_t query_bytes(int rows, int heads, int head_dim) const override;
+  std::uint64_t cache_bytes(const KvCache& cache) const override;
+
+  Result<void*> allocate(std::uint64_t bytes) override;
+  Result<void*> allocate_staging(std::uint64_t bytes) override;
+  Result<Weight> pack(std::span<const HostMatrix> parts, const PackOptions& options) override;
+  void upload(void* device, const void* host, std::size_t bytes) override;
+  void download(void* host, const void* device, std::size_t bytes) override;
+  void read_cache(const KvCache& cache, int layer, int slot, int rows, std::span<float> k,
+                  std::span<float> v) override;
+  bool records() const override { return true; }
+  void replay(std::uint64_t key, const std::function<void()>& body) override;
+  void mark(int i) override;
+  double elapsed(int i, int j) override;
+
+  void siglip_block(const SiglipBlock& op) override;
+  void gemma_layer(const GemmaLayer& op) override;
+  void expert_step(const ExpertStep& op) override;
+
+ protected:
+  Status wait() override;
+  void do_patch_rows(const PatchRows& op) override;
+  void do_scale_rows(const ScaleRows& op) override;
+  void do_matmul(const Matmul& op) override;
+  void do_layer_norm(const LayerNorm& op) override;
+  void do_rms_norm(const RmsNorm& op) override;
+  void do_split_qkv(const SplitQkv& op) override;
+  void do_attention(const Attention& op) override;
+  void do_time_embedding(const TimeEmbedding& op) override;
+  void do_euler_step(const EulerStep& op) override;
+
+ private:
+  CudaBackend() = default;
+  void select() const;  // makes this backend's device the thread's
+  bool ok(cudaError_t error, const char* what);
+  const WeightLayout* layout_of(const Weight& w);
+  Product product_of(const Matrix& x, const Count& rows, const Weight& w);
+  DeviceEpilogue epilogue_of(const Epilogue& e, const Matrix& y) const;
+  DeviceQkv qkv_of(const Segments& segments, const RopeTable* rope, void* q, const KvCache& cache, int layer,
+                   int heads) const;
+  void run_product(const Product& op, const Count& rows);
+  // x += epilogue(x_in · Wᵀ), then `norm` of the new x, in as few launches as the device allows.
+  void product_into_rows(Product op, const Matrix& x, const Count& rows, const NextNorm& norm);
+  float* partials(std::uint64_t elements);
+  void attend(const GemmaWeights& w, const Matrix& x, const Count& rows, const Segments& segments,
+              const KvCache& cache, int layer, int heads, const RopeTable* rope, const ModulationRow* gate,
+              const NextNorm& next, const BlockScratch& s, bool only_cache);
+  void gated_mlp(const GemmaWeights& w, const Matrix& x, const Count& rows, const ModulationRow* gate,
+                 const NextNorm& next, const BlockScratch& s);
+
+  int ordinal_ = 0, processors_ = 0;
+  bool half_ = false, wgmma_ = false;
+  std::string name_;
+  Stream stream_;
+  std::vector<void*> blocks_, pinned_;
+  char* arena_ = nullptr;
+  std::uint64_t arena_left_ = 0;
+  void* staging_[2] = {};  // pinned, for packing
+  void* landing_[2] = {};  // their copies on the device
+  cudaEvent_t staged_[2] = {};
+  int* bad_ = nullptr;
+  std::unordered_map<const void*, WeightLayout> layouts_;
+  std::map<std::uint64_t, cudaGraphExec_t> graphs_;
+  cudaEvent_t marks_[kMarks] = {};
+  bool recording_ = false;
+  float* partials_ = nullptr;
+  std::uint64_t partials_size_ = 0;
+};
+
+}  // namespace servoflow::ops::cuda

@@ -1,0 +1,299 @@
+// Products on Hopper's warpgroup instructions. A cluster of two blocks shares what both need: either two
+// neighbouring tiles of 128 weight rows read the same rows of x, or two tiles of x the same weight rows; each
+// block fetches half of the shared part and the copy engine delivers it to both. In a block one warp fetches
+// and two warpgroups multiply, 64 weight rows each. Weights are the instruction's 64 rows and the rows of x
+// its width (any multiple of 8), so that few rows are padding; blocks walk over tiles until none is left.
+#include <algorithm>
+
+#include "ops/cuda/hopper.cuh"
+#include "ops/cuda/kernels.h"
+#include "ops/cuda/tensor_map.h"
+#include "ops/cuda/wgmma_shapes.cuh"
+
+namespace servoflow::ops::cuda {
+namespace {
+
+constexpr int kWeights = 128, kDepth = 64, kThreads = 384;
+constexpr int kWeightBytes = kWeights * kDepth * 2;
+
+template <int kRows>
+struct Tile {
+  static constexpr int kFirstPart = (kRows / 2 + 7) / 8 * 8, kSecondPart = kRows - kFirstPart;
+  static constexpr int kStageBytes = kWeightBytes + kRows * kDepth * 2;
+  static constexpr int kStages = 222 * 1024 / kStageBytes < 8 ? 222 * 1024 / kStageBytes : 8;
+  static constexpr int kSharedBytes = 1024 + kStages * kStageBytes + 2 * kStages * 8;
+};
+
+struct Maps {
+  CUtensorMap weight;  // boxes of 64 rows
+  CUtensorMap first;   // of kFirstPart rows of x
+  CUtensorMap second;
+};
+
+struct Plan {
+  bool pair_rows = false;  // the cluster's blocks take two tiles of x; otherwise two tiles of the weight
+  int weight_tiles = 0;
+};
+
+struct Unit {
+  int split, weight0, row0, first_step, steps;
+};
+
+template <int kRows>
+__device__ __forceinline__ bool unit_at(const Product& op, const Plan& plan, int rows, int index, int rank,
+                                        Unit& u) {
+  const int row_tiles = (rows + kRows - 1) / kRows;
+  const int across = plan.pair_rows ? (row_tiles + 1) / 2 : row_tiles;
+  const int down = plan.pair_rows ? plan.weight_tiles : (plan.weight_tiles + 1) / 2;
+  if (index >= across * down * op.splits) return false;
+  const int row_at = index % across, rest = index / across, weight_at = rest % down;
+  u.split = rest / down;
+  u.weight0 = (plan.pair_rows ? weight_at : 2 * weight_at + rank) * kWeights;
+  u.row0 = (plan.pair_rows ? 2 * row_at + rank : row_at) * kRows;
+  const int steps = (op.w.k + kDepth - 1) / kDepth;
+  u.first_step = steps * u.split / op.splits;
+  u.steps = steps * (u.split + 1) / op.splits - u.first_step;
+  return true;
+}
+
+template <int kRows>
+__global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(kThreads, 1)
+    product_wgmma_kernel(const __grid_constant__ Product op, const __grid_constant__ Maps maps,
+                         const Plan plan) {
+#if __CUDA_ARCH_FEAT_SM90_ALL
+  using T = Tile<kRows>;
+  extern __shared__ std::uint8_t memory[];
+  const std::uint32_t base = (shared_address(memory) + 1023) & ~1023u;
+  const std::uint32_t full = base + T::kStages * T::kStageBytes, empty = full + T::kStages * 8;
+  const int thread = static_cast<int>(threadIdx.x), group = thread / 128;
+  const int rank = static_cast<int>(cluster_rank()), clusters = static_cast<int>(gridDim.x) / 2;
+  if (thread == 0) {
+    for (int i = 0; i < T::kStages; ++i) {
+      barrier_init(full + 8 * i, 1);
+      barrier_init(empty + 8 * i, 4);  // two warpgroups of either block
+    }
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+  }
+  cluster_sync();
+  const int rows = valid(op.rows);
+  release_successor();
+
+  if (group == 0) {
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
+    if (thread == 0) {
+      int stage = 0;
+      std::uint32_t parity = 1;  // a fresh barrier's previous phase counts as done
+      const auto load_weight = [&](const Unit& u, int step, int at) {
+        const std::uint32_t to = base + at * T::kStageBytes, barrier = full + 8 * at;
+        const int column = (u.first_step + step) * kDepth;
+        barrier_expect(barrier, T::kStageBytes);
+        if (plan.pair_rows) {
+          tensor_load_both(to + rank * kWeightBytes / 2, &maps.weight, column, u.weight0 + rank * 64,
+                           barrier);
+        } else {
+          tensor_load(to, &maps.weight, column, u.weight0, barrier);
+          tensor_load(to + kWeightBytes / 2, &maps.weight, column, u.weight0 + 64, barrier);
+        }
+      };
+      const auto load_rows = [&](const Unit& u, int step, int at) {
+        const std::uint32_t to = base + at * T::kStageBytes + kWeightBytes, barrier = full + 8 * at;
+        const int column = (u.first_step + step) * kDepth;
+        if (plan.pair_rows) {
+          tensor_load(to, &maps.first, column, u.row0, barrier);
+          tensor_load(to + T::kFirstPart * 128, &maps.second, column, u.row0 + T::kFirstPart, barrier);
+        } else if (rank == 0) {
+          tensor_load_both(to, &maps.first, column, u.row0, barrier);
+        } else {
+          tensor_load_both(to + T::kFirstPart * 128, &maps.second, column, u.row0 + T::kFirstPart, barrier);
+        }
+      };
+      Unit u;
+      // Weights do not depend on the kernel before: the first ones are under way while it drains.
+      int ahead = 0;
+      if (unit_at<kRows>(op, plan, rows, static_cast<int>(blockIdx.x) / 2, rank, u))
+        for (; ahead < T::kStages && ahead < u.steps; ++ahead) load_weight(u, ahead, ahead);
+      wait_for_inputs();
+      for (int index = static_cast<int>(blockIdx.x) / 2; unit_at<kRows>(op, plan, rows, index, rank, u);
+           index += clusters) {
+        for (int step = 0; step < u.steps; ++step) {
+          if (ahead > 0) {
+            --ahead;
+          } else {
+            barrier_wait_cluster(empty + 8 * stage, parity);
+            load_weight(u, step, stage);
+          }
+          load_rows(u, step, stage);
+          if (++stage == T::kStages) {
+            stage = 0;
+            parity ^= 1;
+          }
+        }
+      }
+    }
+  } else {
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
+    wait_for_inputs();
+    const int warp = thread / 32 % 4, lane = thread % 32, half = (group - 1) * 64;
+    int stage = 0;
+    std::uint32_t parity = 0;
+    Unit u;
+    for (int index = static_cast<int>(blockIdx.x) / 2; unit_at<kRows>(op, plan, rows, index, rank, u);
+         index += clusters) {
+      float sum[kRows / 2] = {};
+      int previous = -1;
+      const auto release = [&](int which) {
+        if (thread % 128 < 2) barrier_arrive_at(empty + 8 * which, static_cast<std::uint32_t>(thread % 128));
+      };
+      for (int step = 0; step < u.steps; ++step) {
+        barrier_wait(full + 8 * stage, parity);
+        const std::uint32_t at = base + stage * T::kStageBytes;
+        const std::uint64_t a = tile_descriptor(at + half * 128), b = tile_descriptor(at + kWeightBytes);
+        wgmma_fence();
+#pragma unroll
+        for (int k = 0; k < kDepth / 16; ++k) wgmma<kRows>(sum, a + 2 * k, b + 2 * k);
+        wgmma_commit();
+        wgmma_wait<1>();
+        if (previous >= 0) release(previous);
+        previous = stage;
+        if (++stage == T::kStages) {
+          stage = 0;
+          parity ^= 1;
+        }
+      }
+      wgmma_wait<0>();
+      if (previous >= 0) release(previous);
+
+      const int pair = (u.weight0 + half) / 2 + warp * 8 + lane / 4;
+      int first, second;
+      pair_features(op.w, pair, first, second);
+      if (first >= (op.w.order == RowOrder::kGated ? op.w.n / 2 : op.w.n)) continue;
+      const int row0 = u.row0 + lane % 4 * 2;
+      if (op.partials != nullptr) {
+        float* out = op.partials + u.split * op.split_pitch + first;
+#pragma unroll
+        for (int i = 0; i < kRows / 4; ++i) {
+          const int row = row0 + i / 2 * 8 + i % 2;
+          if (row < rows)
+            *reinterpret_cast<float2*>(out + static_cast<std::int64_t>(row) * op.w.n) =
+                make_float2(sum[i / 2 * 4 + i % 2], sum[i / 2 * 4 + 2 + i % 2]);
+        }
+      } else if (op.geglu) {
+        __nv_bfloat16* out = static_cast<__nv_bfloat16*>(op.epilogue.y) + first;
+#pragma unroll
+        for (int i = 0; i < kRows / 4; ++i) {
+          const int row = row0 + i / 2 * 8 + i % 2;
+          const float v = gelu(sum[i / 2 * 4 + i % 2]) * sum[i / 2 * 4 + 2 + i % 2];
+          if (row < rows) out[row * op.epilogue.pitch] = __float2bfloat16(v);
+        }
+      } else if (op.to_qkv) {
+        Segment segment{};
+#pragma unroll
+        for (int i = 0; i < kRows / 4; ++i) {
+          const int row = row0 + i / 2 * 8 + i % 2;
+          if (row >= rows) continue;
+          if (row < segment.row_begin || row >= segment.row_begin + segment.rows) {
+            if (!find_segment(op.qkv.segments, valid(op.qkv.segment_count), row, segment)) continue;
+          }
+          op.qkv.put(segment, row, first, second, sum[i / 2 * 4 + i % 2], sum[i / 2 * 4 + 2 + i % 2]);
+        }
+      } else {
+#pragma unroll
+        for (int i = 0; i < kRows / 4; ++i) {
+          const int row = row0 + i / 2 * 8 + i % 2;
+          if (row < rows) op.epilogue.store2(row, first, sum[i / 2 * 4 + i % 2], sum[i / 2 * 4 + 2 + i % 2]);
+        }
+      }
+    }
+  }
+  __syncwarp();
+  cluster_sync();  // nobody leaves while the other block may still write here
+#endif
+}
+
+template <int kRows>
+cudaError_t start(const Stream& s, const Product& op, const Plan& plan, int clusters) {
+  using T = Tile<kRows>;
+  Maps maps;
+  const auto* x = static_cast<const __nv_bfloat16*>(op.x.data);
+  if (!tensor_map(maps.weight, op.weight, op.w.padded_n, op.w.k, op.w.pitch, 64) ||
+      !tensor_map(maps.first, x, op.rows.capacity, op.w.k, op.x.pitch, T::kFirstPart) ||
+      !tensor_map(maps.second, x, op.rows.capacity, op.w.k, op.x.pitch, T::kSecondPart))
+    return cudaErrorInvalidValue;
+  const cudaError_t prepared = cudaFuncSetAttribute(
+      product_wgmma_kernel<kRows>, cudaFuncAttributeMaxDynamicSharedMemorySize, T::kSharedBytes);
+  if (prepared != cudaSuccess) return prepared;
+  return launch(s, dim3(static_cast<unsigned>(2 * clusters)), kThreads, T::kSharedBytes,
+                product_wgmma_kernel<kRows>, op, maps, plan);
+}
+
+// Cycles that a tile shape is expected to take, all in all: the larger of arithmetic and L2 traffic per step
+// of depth, plus what a tile costs to begin and end.
+double expected_cycles(const Product& op, int rows, int tile, bool pair_rows, int clusters_at_once) {
+  const int row_tiles = (rows + tile - 1) / tile, weight_tiles = op.w.padded_n / kWeights;
+  const int units =
+      op.splits * (pair_rows ? weight_tiles * ((row_tiles + 1) / 2) : (weight_tiles + 1) / 2 * row_tiles);
+  const int waves = (units + clusters_at_once - 1) / clusters_at_once;
+  const double steps = (op.w.k + kDepth - 1) / kDepth / op.splits;
+  const double bytes = pair_rows ? kWeightBytes / 2 + tile * 128.0 : kWeightBytes + tile * 64.0;
+  return waves * (steps * std::max(4.0 * tile, bytes / 36.0) + 12.0 * tile + 600.0) + 2000.0;
+}
+
+}  // namespace
+
+bool wgmma_is_built() {
+#ifdef SF_CUDA_SM90A
+  return true;
+#else
+  return false;
+#endif
+}
+
+bool wgmma_takes(const Product& op) {
+  const DeviceEpilogue& e = op.epilogue;
+  if (!op.w.tensor_core || op.x.dtype != DType::kBF16 || op.x.pitch % 8 != 0 || op.w.n % 2 != 0) return false;
+  if (op.to_qkv) return true;
+  if (op.w.order == RowOrder::kGated)
+    return op.geglu && !e.f32 && e.row_map == nullptr && e.gate == nullptr && e.row_bias == nullptr;
+  return op.w.order == RowOrder::kAdjacent;
+}
+
+int wgmma_splits(int n, int k) {
+  const int tiles = (n + kWeights - 1) / kWeights, steps = (k + kDepth - 1) / kDepth;
+  return std::max(1, std::min({132 / (4 * tiles), 4, steps / 6}));
+}
+
+cudaError_t product_wgmma(const Stream& s, const Product& op, int likely_rows) {
+  int device = 0, processors = 0;
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
+  constexpr int kTiles[] = {64, 120, 128, 176, 184, 240, 248};
+  const int at_once = std::max(1, processors / 2), rows = std::max(1, likely_rows);
+  int best = 64;
+  Plan plan{.weight_tiles = op.w.padded_n / kWeights};
+  double least = 1e30;
+  for (const int tile : kTiles)
+    for (const bool pair_rows : {false, true})
+      if (const double cycles = expected_cycles(op, rows, tile, pair_rows, at_once); cycles < least) {
+        least = cycles;
+        best = tile;
+        plan.pair_rows = pair_rows;
+      }
+  switch (best) {
+    case 64:
+      return start<64>(s, op, plan, at_once);
+    case 120:
+      return start<120>(s, op, plan, at_once);
+    case 128:
+      return start<128>(s, op, plan, at_once);
+    case 176:
+      return start<176>(s, op, plan, at_once);
+    case 184:
+      return start<184>(s, op, plan, at_once);
+    case 240:
+      return start<240>(s, op, plan, at_once);
+    default:
+      return start<248>(s, op, plan, at_once);
+  }
+}
+
+}  // namespace servoflow::ops::cuda
