@@ -40,6 +40,8 @@ struct PackOptions {
   int head_dim = 0;  // kHeads
 };
 
+struct ExpertWeights;
+struct ModulationRow;
 struct SiglipBlock;
 struct GemmaLayer;
 struct ExpertStep;
@@ -89,6 +91,10 @@ class Backend {
   static constexpr int kMarks = 8;
   virtual void mark(int) {}
   virtual double elapsed(int, int) { return 0; }
+
+  // A schedule of `steps` steps stands in the modulation's table: time to derive from it what denoise_loop
+  // can use. Called again whenever the table changes.
+  virtual void prepare_schedule(const ExpertWeights&, const ModulationRow&, int /*steps*/) {}
 
   void patch_rows(const PatchRows& op);
   void scale_rows(const ScaleRows& op);

@@ -47,6 +47,7 @@ class NetworkImpl : public Network {
 
  private:
   Status stage_inputs(std::span<const NetworkRequest> requests);
+  void expect_inputs(int requests);
   void upload_inputs(int text_rows);
   void enqueue_vision();
   void enqueue_prefix();
@@ -150,6 +151,18 @@ Status NetworkImpl::stage_inputs(std::span<const NetworkRequest> requests) {
     n.requests += 1;
   }
   return {};
+}
+
+// What the device may size its work by: no more than a record's key says (run_recorded).
+void NetworkImpl::expect_inputs(int requests) {
+  const Counts& n = *w_.staged_counts;
+  w_.vision_rows.likely = n.vision_rows;
+  w_.prefix_rows.likely = n.prefix_rows;
+  w_.suffix_rows.likely = n.suffix_rows;
+  const int pictures = requests == 1 ? n.pictures : capacity_.pictures;
+  const int rows = pictures * arch_.vision.tokens() + arch_.max_tokens;
+  w_.prefix_segments.max_rows = w_.prefix_segments.max_keys = rows;
+  w_.suffix_segments.max_keys = rows + arch_.horizon;
 }
 
 // Copies what stage_inputs laid out; `text_rows` of the text, all of what is small.
@@ -274,6 +287,7 @@ Status NetworkImpl::run(std::span<const NetworkRequest> requests, int steps, Sta
   if (tap != nullptr && requests.size() != 1)
     return Status::runtime("a stage tap watches one request at a time");
   SF_RETURN_IF_ERROR(stage_inputs(requests));
+  expect_inputs(static_cast<int>(requests.size()));
   SF_ASSIGN_OR_RETURN(const stages::Schedule* schedule, denoise_.schedule(*backend_, steps));
   if (tap == nullptr && backend_->records()) {
     SF_RETURN_IF_ERROR(run_recorded(*schedule, static_cast<int>(requests.size()), times));
@@ -333,9 +347,6 @@ Status NetworkImpl::run_recorded(const stages::Schedule& schedule, int requests,
                    static_cast<std::uint64_t>(requests) << 24 | static_cast<std::uint64_t>(n.pictures) << 40;
   const auto body = [this, &schedule, requests] {
     const Counts& counts = *w_.staged_counts;
-    w_.vision_rows.likely = counts.vision_rows;
-    w_.prefix_rows.likely = counts.prefix_rows;
-    w_.suffix_rows.likely = counts.suffix_rows;
     backend_->mark(0);
     upload_inputs(requests * arch_.max_tokens);
     backend_->mark(1);

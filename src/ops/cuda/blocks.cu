@@ -66,18 +66,17 @@ DeviceQkv CudaBackend::qkv_of(const Segments& segments, const RopeTable* rope, v
           .segment_count = segments.count};
 }
 
-// Split sums of all rows; grown while nothing is recorded, never given back.
-float* CudaBackend::partials(std::uint64_t elements) {
-  if (elements > partials_size_) {
-    const Result<void*> memory = allocate(elements * sizeof(float));
-    if (!memory.ok()) {
-      fail(memory.status());
+// Scratch memory of at least `bytes`; grown while nothing is recorded, never given back.
+void* CudaBackend::scratch(Scratch& memory, std::uint64_t bytes) {
+  if (bytes > memory.bytes && !failed()) {
+    const Result<void*> fresh = allocate(bytes);
+    if (!fresh.ok()) {
+      fail(fresh.status());
       return nullptr;
     }
-    partials_ = static_cast<float*>(*memory);
-    partials_size_ = elements;
+    memory = {*fresh, bytes};
   }
-  return partials_;
+  return memory.data;
 }
 
 void CudaBackend::run_product(const Product& op, const Count& rows) {
@@ -100,7 +99,8 @@ void CudaBackend::product_into_rows(Product op, const Matrix& x, const Count& ro
       const std::int64_t pitch = static_cast<std::int64_t>(rows.capacity) * op.w.n;
       op.splits = splits;
       op.split_pitch = pitch;
-      op.partials = partials(static_cast<std::uint64_t>(pitch * splits));
+      op.partials =
+          static_cast<float*>(scratch(partials_, static_cast<std::uint64_t>(pitch * splits) * sizeof(float)));
       end.partials = op.partials;
       end.splits = splits;
       end.split_pitch = pitch;
@@ -121,6 +121,13 @@ void CudaBackend::do_euler_step(const EulerStep& op) { ok(cuda::euler_step(strea
 void CudaBackend::do_matmul(const Matmul& op) {
   select();
   Product p = product_of(op.x, op.rows, *op.w);
+  if (p.w.tensor_core && p.x.dtype == DType::kF32) {  // its input is rounded to what the tensor cores take
+    p.x.dtype = DType::kBF16;
+    p.x.pitch = pitch(p.x.cols, DType::kBF16);
+    p.x.data = scratch(rounded_, static_cast<std::uint64_t>(op.rows.capacity * p.x.pitch) * 2);
+    if (failed()) return;
+    ok(round_rows(stream_, op.x, p.x, op.rows), "rounding");
+  }
   p.epilogue = epilogue_of(op.epilogue, op.y);
   p.geglu = op.epilogue.geglu;
   if (op.epilogue.accumulate && op.epilogue.row_map == nullptr && op.epilogue.row_bias == nullptr) {

@@ -44,6 +44,7 @@ Result<std::unique_ptr<CudaBackend>> CudaBackend::create(const std::string& prec
                            std::to_string(p.major) + std::to_string(p.minor) + "): " + cudaGetErrorString(e));
   b->processors_ = p.multiProcessorCount;
   b->wgmma_ = b->half_ && p.major == 9 && p.minor == 0 && wgmma_is_built();
+  b->clusters_ = b->half_ && p.major >= 9;
   b->name_ = "cuda/sm_" + std::to_string(p.major) + std::to_string(p.minor) + (b->wgmma_ ? "a" : "") +
              (b->half_ ? "_bf16" : "");
   b->stream_.early_start = p.major >= 9;

@@ -9,6 +9,7 @@
 
 #include "ops/backend.h"
 #include "ops/composite/composite.h"
+#include "ops/cuda/expert.cuh"
 #include "ops/cuda/kernels.h"
 
 namespace servoflow::ops::cuda {
@@ -40,6 +41,8 @@ class CudaBackend : public Backend {
   void siglip_block(const SiglipBlock& op) override;
   void gemma_layer(const GemmaLayer& op) override;
   void expert_step(const ExpertStep& op) override;
+  void denoise_loop(const DenoiseLoop& op) override;
+  void prepare_schedule(const ExpertWeights& w, const ModulationRow& modulation, int steps) override;
 
  protected:
   Status wait() override;
@@ -65,15 +68,27 @@ class CudaBackend : public Backend {
   void run_product(const Product& op, const Count& rows);
   // x += epilogue(x_in · Wᵀ), then `norm` of the new x, in as few launches as the device allows.
   void product_into_rows(Product op, const Matrix& x, const Count& rows, const NextNorm& norm);
-  float* partials(std::uint64_t elements);
   void attend(const GemmaWeights& w, const Matrix& x, const Count& rows, const Segments& segments,
               const KvCache& cache, int layer, int heads, const RopeTable* rope, const ModulationRow* gate,
               const NextNorm& next, const BlockScratch& s, bool only_cache);
   void gated_mlp(const GemmaWeights& w, const Matrix& x, const Count& rows, const ModulationRow* gate,
                  const NextNorm& next, const BlockScratch& s);
 
+  bool takes_expert(const ExpertWeights& w);
+
+  struct Scratch {
+    void* data = nullptr;
+    std::uint64_t bytes = 0;
+  };
+  void* scratch(Scratch& memory, std::uint64_t bytes);
+
+  struct ShiftProducts {
+    float* data = nullptr;  // [steps][depth][qkv features | gate and up features]
+    int capacity = 0, steps = 0;
+  };
+
   int ordinal_ = 0, processors_ = 0;
-  bool half_ = false, wgmma_ = false;
+  bool half_ = false, wgmma_ = false, clusters_ = false;
   std::string name_;
   Stream stream_;
   std::vector<void*> blocks_, pinned_;
@@ -87,8 +102,8 @@ class CudaBackend : public Backend {
   std::map<std::uint64_t, cudaGraphExec_t> graphs_;
   cudaEvent_t marks_[kMarks] = {};
   bool recording_ = false;
-  float* partials_ = nullptr;
-  std::uint64_t partials_size_ = 0;
+  std::unordered_map<const float*, ShiftProducts> shift_products_;
+  Scratch squares_, partials_, rounded_;  // of residual rows; of split sums; of inputs rounded to bf16
 };
 
 }  // namespace servoflow::ops::cuda

@@ -48,11 +48,10 @@ __device__ __forceinline__ void store_element(void* data, bool is_f32, std::int6
   }
 }
 
-// gelu with the tanh approximation of the paper, and tanh from exp: 1e-7 of it, no slow path.
+// gelu with the tanh approximation of the paper: 0.5 x (1 + tanh u) = x / (1 + exp(-2 u)).
 __device__ __forceinline__ float gelu(float x) {
-  const float u = 0.7978845608028654f * (x + 0.044715f * x * x * x);
-  const float t = 1.0f - 2.0f / (__expf(2.0f * u) + 1.0f);
-  return 0.5f * x * (1.0f + t);
+  const float u = x * (0.7978845608028654f + 0.7978845608028654f * 0.044715f * x * x);
+  return __fdividef(x, 1.0f + __expf(-2.0f * u));
 }
 __device__ __forceinline__ float silu(float x) { return x / (1.0f + expf(-x)); }
 __device__ __forceinline__ float activate(Activation activation, float x) {

@@ -121,32 +121,47 @@ struct DeviceQkv {
       static_cast<__nv_bfloat16*>(to)[at + 1] = __float2bfloat16(v1);
     }
   }
-  // Features first and second of the fused row: a rotated pair of a q or k head, or two neighbours of v.
+  // Features first and second of the fused row, a rotated pair of a q or k head or two neighbours of v, and
+  // where they go.
+  struct Place {
+    int head = 0, i = 0;  // of the fused row's heads: q, then k, then v
+    float bias0 = 0, bias1 = 0;
+  };
+  __device__ __forceinline__ Place place(int first, int second) const {
+    Place p{first / head_dim, 0};
+    p.i = first - p.head * head_dim;
+    if (bias != nullptr) {
+      p.bias0 = __ldg(bias + first);
+      p.bias1 = __ldg(bias + second);
+    }
+    return p;
+  }
+  __device__ __forceinline__ bool rotates(const Place& p) const {
+    return cos != nullptr && p.head < heads + kv_heads;
+  }
+  __device__ __forceinline__ float2 angle(const Place& p, int position) const {
+    const std::int64_t at = static_cast<std::int64_t>(position) * (head_dim / 2) + p.i;
+    return make_float2(__ldg(cos + at), __ldg(sin + at));
+  }
+  __device__ __forceinline__ void put(const Place& p, const Segment& s, int row, float2 turn, float a,
+                                      float b) const {
+    a += p.bias0;
+    b += p.bias1;
+    const int position = s.past + row - s.row_begin;
+    const float turned = a * turn.x - b * turn.y;
+    b = b * turn.x + a * turn.y;
+    if (p.head < heads) {
+      store(q, (static_cast<std::int64_t>(row) * heads + p.head) * head_dim + 2 * p.i, turned, b);
+    } else if (p.head < heads + kv_heads) {
+      store(k, cache_row(s.slot, p.head - heads, position) + 2 * p.i, turned, b);
+    } else {
+      store(v, cache_row(s.slot, p.head - heads - kv_heads, position) + p.i, turned, b);
+    }
+  }
   __device__ __forceinline__ void put(const Segment& s, int row, int first, int second, float a,
                                       float b) const {
-    if (bias != nullptr) {
-      a += __ldg(bias + first);
-      b += __ldg(bias + second);
-    }
-    const int q_features = heads * head_dim, k_features = kv_heads * head_dim;
-    const int position = s.past + row - s.row_begin;
-    if (first < q_features + k_features) {
-      const int head = first / head_dim, i = first - head * head_dim;
-      if (cos != nullptr) {
-        const std::int64_t angle = static_cast<std::int64_t>(position) * (head_dim / 2) + i;
-        const float c = __ldg(cos + angle), d = __ldg(sin + angle), x = a;
-        a = x * c - b * d;
-        b = b * c + x * d;
-      }
-      if (head < heads) {
-        store(q, static_cast<std::int64_t>(row) * q_features + head * head_dim + 2 * i, a, b);
-      } else {
-        store(k, cache_row(s.slot, head - heads, position) + 2 * i, a, b);
-      }
-    } else {
-      const int c = first - q_features - k_features, head = c / head_dim;
-      store(v, cache_row(s.slot, head, position) + (c - head * head_dim), a, b);
-    }
+    const Place p = place(first, second);
+    put(p, s, row, rotates(p) ? angle(p, s.past + row - s.row_begin) : make_float2(1, 0), a, b);
   }
 };
 

@@ -29,6 +29,8 @@ cudaError_t kernels_run_here();
 
 cudaError_t patch_rows(const Stream& s, const PatchRows& op);
 cudaError_t scale_rows(const Stream& s, const ScaleRows& op);
+// y = bf16(x), x float32.
+cudaError_t round_rows(const Stream& s, const Matrix& x, const Matrix& y, Count rows);
 // y = norm(x). With `partials` (splits x [rows, width] float32, `split_pitch` elements apart), first
 // x += epilogue(sum of the partials in order): the end of a product whose sums were split.
 struct FinishRows {

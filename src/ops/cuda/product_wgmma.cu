@@ -15,13 +15,16 @@ namespace {
 
 constexpr int kWeights = 128, kDepth = 64, kThreads = 384;
 constexpr int kWeightBytes = kWeights * kDepth * 2;
+// A warpgroup's sums on their way out: 32 first features of pairs, then the 32 second ones, per row of x.
+constexpr int kChunkRows = 32, kHandedPitch = 68, kHandedBytes = kChunkRows * kHandedPitch * 4;
 
 template <int kRows>
 struct Tile {
   static constexpr int kFirstPart = (kRows / 2 + 7) / 8 * 8, kSecondPart = kRows - kFirstPart;
   static constexpr int kStageBytes = kWeightBytes + kRows * kDepth * 2;
-  static constexpr int kStages = 222 * 1024 / kStageBytes < 8 ? 222 * 1024 / kStageBytes : 8;
-  static constexpr int kSharedBytes = 1024 + kStages * kStageBytes + 2 * kStages * 8;
+  static constexpr int kFit = (222 * 1024 - 2 * kHandedBytes) / kStageBytes, kStages = kFit < 8 ? kFit : 8;
+  static constexpr int kSharedBytes = 1024 + kStages * kStageBytes + 2 * kHandedBytes + 2 * kStages * 8;
+  static constexpr int kChunks = (kRows + kChunkRows - 1) / kChunkRows;
 };
 
 struct Maps {
@@ -56,6 +59,90 @@ __device__ __forceinline__ bool unit_at(const Product& op, const Plan& plan, int
   return true;
 }
 
+__device__ __forceinline__ void group_sync(int group) {
+  asm volatile("bar.sync %0, 128;" ::"r"(group) : "memory");
+}
+
+// Rows row0 + warp, + 4, … (eight of them, below row0 + end), whose sums of the features `first` and `second`
+// lie at handed[i * kHandedPitch] and 32 further. All eight are under way at once: a block has too few warps
+// to hide one row's latency behind another's.
+__device__ __forceinline__ void end_rows(const Product& op, int split, const float* handed, int row0,
+                                         int warp, int end, int first, int second) {
+  constexpr int kAtOnce = kChunkRows / 4;
+  float a[kAtOnce], b[kAtOnce];
+#pragma unroll
+  for (int i = 0; i < kAtOnce; ++i) {
+    a[i] = handed[(warp + 4 * i) * kHandedPitch];
+    b[i] = handed[(warp + 4 * i) * kHandedPitch + 32];
+  }
+  const DeviceEpilogue& e = op.epilogue;
+  row0 += warp;
+  end -= warp;
+  if (op.partials != nullptr) {
+    float* out = op.partials + split * op.split_pitch + static_cast<std::int64_t>(row0) * op.w.n + first;
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i)
+      if (4 * i < end) *reinterpret_cast<float2*>(out + 4 * i * op.w.n) = make_float2(a[i], b[i]);
+  } else if (op.geglu) {
+    __nv_bfloat16* out = static_cast<__nv_bfloat16*>(e.y) + row0 * e.pitch + first;
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) a[i] = gelu(a[i]) * b[i];
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i)
+      if (4 * i < end) out[4 * i * e.pitch] = __float2bfloat16(a[i]);
+  } else if (op.to_qkv) {
+    const DeviceQkv::Place place = op.qkv.place(first, second);
+    const bool rotates = op.qkv.rotates(place);
+    const int segments = valid(op.qkv.segment_count);
+    Segment s[kAtOnce];
+    float2 turn[kAtOnce];
+    Segment last{};
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      const int row = row0 + 4 * i;
+      if (4 * i < end && (row < last.row_begin || row >= last.row_begin + last.rows) &&
+          !find_segment(op.qkv.segments, segments, row, last))
+        last = {};
+      s[i] = last;
+      turn[i] = make_float2(1, 0);
+      if (rotates && 4 * i < end && last.rows > 0)
+        turn[i] = op.qkv.angle(place, last.past + row - last.row_begin);
+    }
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i)
+      if (4 * i < end && s[i].rows > 0) op.qkv.put(place, s[i], row0 + 4 * i, turn[i], a[i], b[i]);
+  } else if (second < e.n && e.gate == nullptr && e.row_bias == nullptr && e.row_map == nullptr &&
+             !e.accumulate && e.activation != Activation::kSilu && e.pitch % 2 == 0) {
+    const float bias0 = e.bias != nullptr ? __ldg(e.bias + first) : 0.0f;
+    const float bias1 = e.bias != nullptr ? __ldg(e.bias + second) : 0.0f;
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      a[i] += bias0;
+      b[i] += bias1;
+    }
+    if (e.activation == Activation::kGeluTanh)
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        a[i] = gelu(a[i]);
+        b[i] = gelu(b[i]);
+      }
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i)
+      if (4 * i < end) {
+        const std::int64_t at = (row0 + 4 * i) * e.pitch + first;
+        if (e.f32) {
+          *reinterpret_cast<float2*>(static_cast<float*>(e.y) + at) = make_float2(a[i], b[i]);
+        } else {
+          *reinterpret_cast<std::uint32_t*>(static_cast<__nv_bfloat16*>(e.y) + at) = pack_bf16(a[i], b[i]);
+        }
+      }
+  } else {
+    for (int i = 0; i < kAtOnce && 4 * i < end; ++i)
+      e.store2(row0 + 4 * i, first, handed[(warp + 4 * i) * kHandedPitch],
+               handed[(warp + 4 * i) * kHandedPitch + 32]);
+  }
+}
+
 template <int kRows>
 __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(kThreads, 1)
     product_wgmma_kernel(const __grid_constant__ Product op, const __grid_constant__ Maps maps,
@@ -64,8 +151,9 @@ __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(kThreads, 1)
   using T = Tile<kRows>;
   extern __shared__ std::uint8_t memory[];
   const std::uint32_t base = (shared_address(memory) + 1023) & ~1023u;
-  const std::uint32_t full = base + T::kStages * T::kStageBytes, empty = full + T::kStages * 8;
   const int thread = static_cast<int>(threadIdx.x), group = thread / 128;
+  const std::uint32_t sums = base + T::kStages * T::kStageBytes, staged = sums + (group - 1) * kHandedBytes;
+  const std::uint32_t full = sums + 2 * kHandedBytes, empty = full + T::kStages * 8;
   const int rank = static_cast<int>(cluster_rank()), clusters = static_cast<int>(gridDim.x) / 2;
   if (thread == 0) {
     for (int i = 0; i < T::kStages; ++i) {
@@ -163,45 +251,31 @@ __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(kThreads, 1)
       wgmma_wait<0>();
       if (previous >= 0) release(previous);
 
-      const int pair = (u.weight0 + half) / 2 + warp * 8 + lane / 4;
+      // The sums pass through shared memory, 32 rows of x at a time: the code that ends them then exists once
+      // and not once per register, and what it writes lies side by side.
       int first, second;
-      pair_features(op.w, pair, first, second);
-      if (first >= (op.w.order == RowOrder::kGated ? op.w.n / 2 : op.w.n)) continue;
-      const int row0 = u.row0 + lane % 4 * 2;
-      if (op.partials != nullptr) {
-        float* out = op.partials + u.split * op.split_pitch + first;
+      pair_features(op.w, (u.weight0 + half) / 2 + lane, first, second);
+      const bool present = first < (op.w.order == RowOrder::kGated ? op.w.n / 2 : op.w.n);
+      float* handed = reinterpret_cast<float*>(memory + (staged - shared_address(memory)));
+#pragma unroll 1
+      for (int chunk = 0; chunk < T::kChunks && u.row0 + chunk * kChunkRows < rows; ++chunk) {
 #pragma unroll
-        for (int i = 0; i < kRows / 4; ++i) {
-          const int row = row0 + i / 2 * 8 + i % 2;
-          if (row < rows)
-            *reinterpret_cast<float2*>(out + static_cast<std::int64_t>(row) * op.w.n) =
-                make_float2(sum[i / 2 * 4 + i % 2], sum[i / 2 * 4 + 2 + i % 2]);
-        }
-      } else if (op.geglu) {
-        __nv_bfloat16* out = static_cast<__nv_bfloat16*>(op.epilogue.y) + first;
+        for (int c = 0; c < T::kChunks; ++c)
+          if (c == chunk) {
 #pragma unroll
-        for (int i = 0; i < kRows / 4; ++i) {
-          const int row = row0 + i / 2 * 8 + i % 2;
-          const float v = gelu(sum[i / 2 * 4 + i % 2]) * sum[i / 2 * 4 + 2 + i % 2];
-          if (row < rows) out[row * op.epilogue.pitch] = __float2bfloat16(v);
-        }
-      } else if (op.to_qkv) {
-        Segment segment{};
+            for (int i = 0; i < kChunkRows / 8 && c * (kChunkRows / 8) + i < kRows / 8; ++i)
 #pragma unroll
-        for (int i = 0; i < kRows / 4; ++i) {
-          const int row = row0 + i / 2 * 8 + i % 2;
-          if (row >= rows) continue;
-          if (row < segment.row_begin || row >= segment.row_begin + segment.rows) {
-            if (!find_segment(op.qkv.segments, valid(op.qkv.segment_count), row, segment)) continue;
+              for (int e = 0; e < 2; ++e) {
+                float* to = handed + (8 * i + lane % 4 * 2 + e) * kHandedPitch + warp * 8 + lane / 4;
+                to[0] = sum[(c * (kChunkRows / 8) + i) * 4 + e];
+                to[32] = sum[(c * (kChunkRows / 8) + i) * 4 + 2 + e];
+              }
           }
-          op.qkv.put(segment, row, first, second, sum[i / 2 * 4 + i % 2], sum[i / 2 * 4 + 2 + i % 2]);
-        }
-      } else {
-#pragma unroll
-        for (int i = 0; i < kRows / 4; ++i) {
-          const int row = row0 + i / 2 * 8 + i % 2;
-          if (row < rows) op.epilogue.store2(row, first, sum[i / 2 * 4 + i % 2], sum[i / 2 * 4 + 2 + i % 2]);
-        }
+        group_sync(group);
+        const int row0 = u.row0 + chunk * kChunkRows,
+                  end = min(min(kChunkRows, kRows - chunk * kChunkRows), rows - row0);
+        if (present) end_rows(op, u.split, handed + lane, row0, warp, end, first, second);
+        group_sync(group);
       }
     }
   }

@@ -35,6 +35,16 @@ __global__ void scale_rows_kernel(ScaleRows op) {
   for (int c = static_cast<int>(threadIdx.x); c < op.x.cols; c += kThreads) y[c] = x[c] * op.scale;
 }
 
+__global__ void round_rows_kernel(Matrix x, Matrix y, Count rows) {
+  wait_for_inputs();
+  release_successor();
+  const int row = static_cast<int>(blockIdx.x);
+  if (row >= valid(rows)) return;
+  const float* from = static_cast<const float*>(x.data) + row * x.pitch;
+  auto* to = static_cast<__nv_bfloat16*>(y.data) + row * y.pitch;
+  for (int c = static_cast<int>(threadIdx.x); c < x.cols; c += kThreads) to[c] = __float2bfloat16(from[c]);
+}
+
 // The sum over all threads, in an order fixed by kThreads alone.
 __device__ float block_sum(float v) {
   __shared__ float sums[kThreads / 32];
@@ -229,6 +239,10 @@ cudaError_t patch_rows(const Stream& s, const PatchRows& op) {
 
 cudaError_t scale_rows(const Stream& s, const ScaleRows& op) {
   return launch(s, dim3(static_cast<unsigned>(op.rows.capacity)), kThreads, 0, scale_rows_kernel, op);
+}
+
+cudaError_t round_rows(const Stream& s, const Matrix& x, const Matrix& y, Count rows) {
+  return launch(s, dim3(static_cast<unsigned>(rows.capacity)), kThreads, 0, round_rows_kernel, x, y, rows);
 }
 
 cudaError_t finish_rows(const Stream& s, const FinishRows& op) {

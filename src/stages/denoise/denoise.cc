@@ -140,8 +140,11 @@ Status Denoise::compute(ops::Backend& backend, Cached& cached, int steps) const 
                     .epilogue = {.bias = modulation_bias_[i]},
                     .zone = "denoise/modulation"});
   }
-  SF_RETURN_IF_ERROR(backend.finish());
   s.modulation = {.table = cached.table, .step_pitch = step_pitch, .width = width};
+  ops::ExpertWeights expert = expert_;
+  expert.layers = layers_.data();
+  backend.prepare_schedule(expert, s.modulation, steps);
+  SF_RETURN_IF_ERROR(backend.finish());
   s.steps = steps;
   return {};
 }

@@ -1,0 +1,248 @@
+// Attention of suffix rows: 32 (row, head) pairs per cluster of eight blocks, each block an eighth of the
+// keys. The prefix's keys and values are fetched before the queries exist. How the keys are split depends on
+// their number alone, and the eight partial results are joined in order.
+#include "ops/cuda/expert.cuh"
+#include "ops/cuda/hopper.cuh"
+
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+#define SF_CLUSTER(n)
+#else
+#define SF_CLUSTER(n) __cluster_dims__(n, 1, 1)
+#endif
+
+namespace servoflow::ops::cuda {
+namespace {
+
+constexpr int kThreads = 256, kBlocks = 8, kTile = 32, kDim = kExpertHeadDim;
+constexpr int kPitch = kDim + 8, kQueryBytes = kTile * kPitch * 2;
+constexpr int kSumPitch = kDim + 4;
+constexpr float kLog2E = 1.4426950408889634f, kNothing = -1e30f;
+
+// Keys of one block: a multiple of 32.
+__host__ __device__ __forceinline__ int keys_per_block(int keys) {
+  return (keys + 32 * kBlocks - 1) / (32 * kBlocks) * 32;
+}
+
+struct Layout {
+  int keys, values, weights, maxima, bytes;  // offsets; queries lie at 0
+};
+__host__ __device__ __forceinline__ Layout layout_for(int block_keys) {
+  Layout l{};
+  l.keys = kQueryBytes;
+  const int side = block_keys * kPitch * 2, sums = kTile * kSumPitch * 4;
+  l.values = l.keys + (side > sums ? side : sums);  // partial results take the keys' place
+  l.weights = l.values + side;
+  l.maxima = l.weights + kTile * (block_keys + 8) * 2;
+  l.bytes = l.maxima + (2 * kTile * 4 + 2 * kTile) * 4;
+  return l;
+}
+
+__device__ __forceinline__ float4 load_from_block(std::uint32_t shared, int rank) {
+  float4 v;
+  asm volatile(
+      "{.reg .b32 remote; mapa.shared::cluster.u32 remote, %4, %5; "
+      "ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [remote];}"
+      : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
+      : "r"(shared), "r"(rank)
+      : "memory");
+  return v;
+}
+__device__ __forceinline__ float load_one_from_block(std::uint32_t shared, int rank) {
+  float v;
+  asm volatile(
+      "{.reg .b32 remote; mapa.shared::cluster.u32 remote, %1, %2; ld.shared::cluster.f32 %0, [remote];}"
+      : "=f"(v)
+      : "r"(shared), "r"(rank)
+      : "memory");
+  return v;
+}
+
+__global__ void SF_CLUSTER(kBlocks) __launch_bounds__(kThreads, 1)
+    expert_attention_kernel(const __grid_constant__ ExpertAttention op) {
+#if __CUDA_ARCH__ >= 900
+  extern __shared__ __align__(128) std::uint8_t shared[];
+  const int thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane = thread % 32;
+  const int rank = static_cast<int>(cluster_rank());
+  const int tile = static_cast<int>(blockIdx.x) / kBlocks;
+  // Segments were uploaded before the first kernel of this inference began.
+  const bool some = static_cast<int>(blockIdx.y) < valid(op.segments.count);
+  const Segment s = some ? op.segments.device[blockIdx.y] : Segment{};
+  const int rows = s.rows * kExpertHeads, row0 = tile * kTile;
+  if (row0 >= rows) return wait_for_inputs();  // the whole cluster: tile and segment are the same in it
+  const int count = s.past + s.rows, per = keys_per_block(count), key0 = rank * per;
+  const Layout at = layout_for(per);
+  const std::uint32_t base = shared_address(shared);
+  const std::int64_t cache0 = op.qkv.cache_row(s.slot, 0, 0);
+  const auto* k = static_cast<const __nv_bfloat16*>(op.qkv.k) + cache0;
+  const auto* v = static_cast<const __nv_bfloat16*>(op.qkv.v) + cache0;
+  const auto* q = static_cast<const __nv_bfloat16*>(op.qkv.q) +
+                  (static_cast<std::int64_t>(s.row_begin) * kExpertHeads + row0) * kDim;
+
+  constexpr int kPieces = kDim / 8;
+  const auto fetch = [&](int begin, int end,
+                         int below) {  // keys begin … end of this block, zero from `below` on
+    for (int i = begin * kPieces + thread; i < end * kPieces; i += kThreads) {
+      const int r = i / kPieces, c = i % kPieces * 8, key = key0 + r, bytes = key < below ? 16 : 0;
+      const std::int64_t from = bytes > 0 ? static_cast<std::int64_t>(key) * kDim + c : 0;
+      const std::uint32_t to = base + static_cast<std::uint32_t>((r * kPitch + c) * 2);
+      copy_async(to + at.keys, k + from, bytes);
+      copy_async(to + at.values, v + from, bytes);
+    }
+  };
+  const int known = min(max(s.past - key0, 0), per);
+  fetch(0, known, count);
+  wait_for_inputs();
+  release_successor();
+  for (int i = thread; i < kTile * kPieces; i += kThreads) {
+    const int r = i / kPieces, c = i % kPieces * 8;
+    copy_async(base + static_cast<std::uint32_t>((r * kPitch + c) * 2),
+               q + (row0 + r < rows ? r * kDim + c : 0), row0 + r < rows ? 16 : 0);
+  }
+  fetch(known, per, count);
+  copy_commit();
+  copy_wait<0>();
+  __syncthreads();
+
+  // Scores: warps take 16 rows (slab) and a quarter of the keys.
+  const int slab = warp % 2 * 16, quarter = warp / 2, quarter_keys = per / 4;  // 8, 16, 24 or 32
+  float p[4][4] = {};
+#pragma unroll 4
+  for (int c = 0; c < kDim / 16; ++c) {
+    std::uint32_t a[4];
+    load_matrix(
+        a, base + static_cast<std::uint32_t>(((slab + lane % 16) * kPitch + 16 * c + lane / 16 * 8) * 2));
+#pragma unroll
+    for (int j = 0; j < 4; j += 2)
+      if (8 * j < quarter_keys) {
+        // The last of an odd number of groups of eight reads its neighbour's keys as well and forgets them.
+        const int key = min(quarter * quarter_keys + 8 * j + lane % 8 + lane / 16 * 8, per - 1);
+        std::uint32_t b[4];
+        load_matrix(
+            b, base + static_cast<std::uint32_t>(at.keys + (key * kPitch + 16 * c + lane / 8 % 2 * 8) * 2));
+        mma(p[j], a, b[0], b[1]);
+        mma(p[j + 1], a, b[2], b[3]);
+      }
+  }
+  const float factor = op.scale * kLog2E;
+  float most[2] = {kNothing, kNothing}, total[2] = {};
+#pragma unroll
+  for (int j = 0; j < 4; ++j)
+#pragma unroll
+    for (int e = 0; e < 4; ++e) {
+      const int key = quarter * quarter_keys + 8 * j + lane % 4 * 2 + e % 2;
+      const bool counts = 8 * j < quarter_keys && key0 + key < count;
+      p[j][e] = counts ? p[j][e] * factor : -INFINITY;
+      most[e / 2] = fmaxf(most[e / 2], p[j][e]);
+    }
+  float* maxima = reinterpret_cast<float*>(shared + at.maxima);  // [32][4], then the sums [32][4]
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    most[r] = fmaxf(most[r], __shfl_xor_sync(~0u, most[r], 1));
+    most[r] = fmaxf(most[r], __shfl_xor_sync(~0u, most[r], 2));
+    if (lane % 4 == 0) maxima[(slab + lane / 4 + 8 * r) * 4 + quarter] = most[r];
+  }
+  __syncthreads();
+  auto* weights = reinterpret_cast<__nv_bfloat16*>(shared + at.weights);
+  const int weight_pitch = per + 8;
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    const int row = slab + lane / 4 + 8 * r;
+    const float4 m = *reinterpret_cast<const float4*>(maxima + row * 4);
+    most[r] = fmaxf(fmaxf(m.x, m.y), fmaxf(m.z, m.w));
+#pragma unroll
+    for (int j = 0; j < 4; ++j)
+      if (8 * j < quarter_keys) {
+        const float w0 = exp2f(p[j][2 * r] - most[r]), w1 = exp2f(p[j][2 * r + 1] - most[r]);
+        total[r] += w0 + w1;
+        *reinterpret_cast<std::uint32_t*>(weights + row * weight_pitch + quarter * quarter_keys + 8 * j +
+                                          lane % 4 * 2) = pack_bf16(w0, w1);
+      }
+    total[r] += __shfl_xor_sync(~0u, total[r], 1);
+    total[r] += __shfl_xor_sync(~0u, total[r], 2);
+    if (lane % 4 == 0) maxima[kTile * 4 + row * 4 + quarter] = total[r];
+  }
+  __syncthreads();
+
+  // Values: 16 rows and a quarter of the columns per warp. The keys are no longer needed.
+  float o[8][4] = {};
+  for (int c = 0; c < per / 16; ++c) {
+    std::uint32_t a[4];
+    load_matrix(a, base + static_cast<std::uint32_t>(
+                              at.weights + ((slab + lane % 16) * weight_pitch + 16 * c + lane / 16 * 8) * 2));
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      std::uint32_t b[4];
+      load_matrix_transposed(
+          b, base + static_cast<std::uint32_t>(
+                        at.values +
+                        ((16 * c + lane % 16) * kPitch + quarter * 64 + 16 * j + lane / 16 * 8) * 2));
+      mma(o[2 * j], a, b[0], b[1]);
+      mma(o[2 * j + 1], a, b[2], b[3]);
+    }
+  }
+  float* sums = reinterpret_cast<float*>(shared + at.keys);
+#pragma unroll
+  for (int j = 0; j < 8; ++j)
+#pragma unroll
+    for (int r = 0; r < 2; ++r)
+      *reinterpret_cast<float2*>(sums + (slab + lane / 4 + 8 * r) * kSumPitch + quarter * 64 + 8 * j +
+                                 lane % 4 * 2) = make_float2(o[j][2 * r], o[j][2 * r + 1]);
+  float* joined = maxima + 2 * kTile * 4;  // this block's maximum and sum of every row
+  if (thread < kTile) {
+    const float4 m = *reinterpret_cast<const float4*>(maxima + thread * 4);
+    const float4 t = *reinterpret_cast<const float4*>(maxima + kTile * 4 + thread * 4);
+    joined[thread] = fmaxf(fmaxf(m.x, m.y), fmaxf(m.z, m.w));
+    joined[kTile + thread] = t.x + t.y + (t.z + t.w);
+  }
+  cluster_sync();
+
+  // This block joins 32 columns of all blocks' results.
+  const int row = thread / 8, column = rank * 32 + thread % 8 * 4;
+  const std::uint32_t joined_at = base + static_cast<std::uint32_t>(at.maxima + 2 * kTile * 16 + row * 4);
+  const std::uint32_t sums_at = base + static_cast<std::uint32_t>(at.keys + (row * kSumPitch + column) * 4);
+  float m[kBlocks], t[kBlocks];
+  float4 part[kBlocks];
+#pragma unroll
+  for (int i = 0; i < kBlocks; ++i) {
+    m[i] = load_one_from_block(joined_at, i);
+    t[i] = load_one_from_block(joined_at + kTile * 4, i);
+    part[i] = load_from_block(sums_at, i);
+  }
+  float largest = m[0];
+#pragma unroll
+  for (int i = 1; i < kBlocks; ++i) largest = fmaxf(largest, m[i]);
+  float sum = 0;
+  float4 out = make_float4(0, 0, 0, 0);
+#pragma unroll
+  for (int i = 0; i < kBlocks; ++i) {
+    const float w = exp2f(m[i] - largest);
+    sum += t[i] * w;
+    out.x += part[i].x * w;
+    out.y += part[i].y * w;
+    out.z += part[i].z * w;
+    out.w += part[i].w * w;
+  }
+  if (row0 + row < rows) {
+    const float inverse = 1.0f / sum;
+    const int token = (row0 + row) / kExpertHeads, head = (row0 + row) % kExpertHeads;
+    *reinterpret_cast<uint2*>(op.out + (s.row_begin + token) * op.pitch + head * kDim + column) =
+        make_uint2(pack_bf16(out.x * inverse, out.y * inverse), pack_bf16(out.z * inverse, out.w * inverse));
+  }
+  cluster_sync();  // nobody leaves while others read here
+#endif
+}
+
+}  // namespace
+
+cudaError_t expert_attention(const Stream& s, const ExpertAttention& op) {
+  const int shared = layout_for(keys_per_block(op.segments.max_keys)).bytes;
+  if (const cudaError_t e =
+          cudaFuncSetAttribute(expert_attention_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, shared);
+      e != cudaSuccess)
+    return e;
+  const dim3 grid(blocks(static_cast<std::int64_t>(op.segments.max_rows) * kExpertHeads, kTile) * kBlocks,
+                  static_cast<unsigned>(op.segments.count.capacity));
+  return launch(s, grid, kThreads, static_cast<std::size_t>(shared), expert_attention_kernel, op);
+}
+
+}  // namespace servoflow::ops::cuda
