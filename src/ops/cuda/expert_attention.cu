@@ -15,7 +15,6 @@ namespace {
 
 constexpr int kThreads = 256, kBlocks = 8, kTile = 32, kDim = kExpertHeadDim;
 constexpr int kPitch = kDim + 8, kQueryBytes = kTile * kPitch * 2;
-constexpr int kSumPitch = kDim + 4;
 constexpr float kLog2E = 1.4426950408889634f, kNothing = -1e30f;
 
 // Keys of one block: a multiple of 32.
@@ -24,37 +23,21 @@ __host__ __device__ __forceinline__ int keys_per_block(int keys) {
 }
 
 struct Layout {
-  int keys, values, weights, maxima, bytes;  // offsets; queries lie at 0
+  int keys, values, weights, maxima, received, barrier, bytes;  // offsets; queries lie at 0
 };
+// What one block sends to another: 32 columns of every row's sum, and every row's maximum and total.
+constexpr int kSentSums = kTile * 32 * 4, kSent = kSentSums + kTile * 8;
 __host__ __device__ __forceinline__ Layout layout_for(int block_keys) {
   Layout l{};
+  const int side = block_keys * kPitch * 2;
   l.keys = kQueryBytes;
-  const int side = block_keys * kPitch * 2, sums = kTile * kSumPitch * 4;
-  l.values = l.keys + (side > sums ? side : sums);  // partial results take the keys' place
+  l.values = l.keys + side;
   l.weights = l.values + side;
   l.maxima = l.weights + kTile * (block_keys + 8) * 2;
-  l.bytes = l.maxima + (2 * kTile * 4 + 2 * kTile) * 4;
+  l.received = l.maxima + 2 * kTile * 4 * 4;
+  l.barrier = l.received + kBlocks * kSent;
+  l.bytes = l.barrier + 16;
   return l;
-}
-
-__device__ __forceinline__ float4 load_from_block(std::uint32_t shared, int rank) {
-  float4 v;
-  asm volatile(
-      "{.reg .b32 remote; mapa.shared::cluster.u32 remote, %4, %5; "
-      "ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [remote];}"
-      : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
-      : "r"(shared), "r"(rank)
-      : "memory");
-  return v;
-}
-__device__ __forceinline__ float load_one_from_block(std::uint32_t shared, int rank) {
-  float v;
-  asm volatile(
-      "{.reg .b32 remote; mapa.shared::cluster.u32 remote, %1, %2; ld.shared::cluster.f32 %0, [remote];}"
-      : "=f"(v)
-      : "r"(shared), "r"(rank)
-      : "memory");
-  return v;
 }
 
 __global__ void SF_CLUSTER(kBlocks) __launch_bounds__(kThreads, 1)
@@ -89,6 +72,15 @@ __global__ void SF_CLUSTER(kBlocks) __launch_bounds__(kThreads, 1)
       copy_async(to + at.values, v + from, bytes);
     }
   };
+  const std::uint32_t received = base + static_cast<std::uint32_t>(at.received);
+  const std::uint32_t barrier = base + static_cast<std::uint32_t>(at.barrier);
+  if (thread == 0) {
+    barrier_init(barrier, 1);
+    barriers_ready();
+    barrier_expect(barrier, kBlocks * kSent);
+  }
+  __syncwarp();
+  cluster_arrive();
   const int known = min(max(s.past - key0, 0), per);
   fetch(0, known, count);
   wait_for_inputs();
@@ -180,33 +172,34 @@ __global__ void SF_CLUSTER(kBlocks) __launch_bounds__(kThreads, 1)
       mma(o[2 * j + 1], a, b[2], b[3]);
     }
   }
-  float* sums = reinterpret_cast<float*>(shared + at.keys);
+
+  // Every block ends 32 columns: the others send theirs.
+  cluster_wait();
+  const std::uint32_t mine = received + static_cast<std::uint32_t>(rank * kSent);
 #pragma unroll
   for (int j = 0; j < 8; ++j)
 #pragma unroll
     for (int r = 0; r < 2; ++r)
-      *reinterpret_cast<float2*>(sums + (slab + lane / 4 + 8 * r) * kSumPitch + quarter * 64 + 8 * j +
-                                 lane % 4 * 2) = make_float2(o[j][2 * r], o[j][2 * r + 1]);
-  float* joined = maxima + 2 * kTile * 4;  // this block's maximum and sum of every row
-  if (thread < kTile) {
-    const float4 m = *reinterpret_cast<const float4*>(maxima + thread * 4);
-    const float4 t = *reinterpret_cast<const float4*>(maxima + kTile * 4 + thread * 4);
-    joined[thread] = fmaxf(fmaxf(m.x, m.y), fmaxf(m.z, m.w));
-    joined[kTile + thread] = t.x + t.y + (t.z + t.w);
-  }
-  cluster_sync();
-
-  // This block joins 32 columns of all blocks' results.
+      send(
+          mine + static_cast<std::uint32_t>(((slab + lane / 4 + 8 * r) * 32 + 8 * j % 32 + lane % 4 * 2) * 4),
+          barrier, quarter * 2 + j / 4, make_float2(o[j][2 * r], o[j][2 * r + 1]));
   const int row = thread / 8, column = rank * 32 + thread % 8 * 4;
-  const std::uint32_t joined_at = base + static_cast<std::uint32_t>(at.maxima + 2 * kTile * 16 + row * 4);
-  const std::uint32_t sums_at = base + static_cast<std::uint32_t>(at.keys + (row * kSumPitch + column) * 4);
+  {
+    const float4 m = *reinterpret_cast<const float4*>(maxima + row * 4);
+    const float4 t = *reinterpret_cast<const float4*>(maxima + kTile * 4 + row * 4);
+    send(mine + static_cast<std::uint32_t>(kSentSums + row * 8), barrier, thread % 8,
+         make_float2(fmaxf(fmaxf(m.x, m.y), fmaxf(m.z, m.w)), t.x + t.y + (t.z + t.w)));
+  }
+  barrier_wait(barrier, 0);
   float m[kBlocks], t[kBlocks];
   float4 part[kBlocks];
 #pragma unroll
   for (int i = 0; i < kBlocks; ++i) {
-    m[i] = load_one_from_block(joined_at, i);
-    t[i] = load_one_from_block(joined_at + kTile * 4, i);
-    part[i] = load_from_block(sums_at, i);
+    const std::uint8_t* from = shared + at.received + i * kSent;
+    const float2 joined = reinterpret_cast<const float2*>(from + kSentSums)[row];
+    m[i] = joined.x;
+    t[i] = joined.y;
+    part[i] = reinterpret_cast<const float4*>(from)[thread];
   }
   float largest = m[0];
 #pragma unroll
@@ -228,7 +221,6 @@ __global__ void SF_CLUSTER(kBlocks) __launch_bounds__(kThreads, 1)
     *reinterpret_cast<uint2*>(op.out + (s.row_begin + token) * op.pitch + head * kDim + column) =
         make_uint2(pack_bf16(out.x * inverse, out.y * inverse), pack_bf16(out.z * inverse, out.w * inverse));
   }
-  cluster_sync();  // nobody leaves while others read here
 #endif
 }
 

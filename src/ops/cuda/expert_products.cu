@@ -1,9 +1,10 @@
-// Products of the expert: 32 or 64 weight rows per block, all rows of x (56 at a time), on mma.sync.
+// Products of the expert: 32 or 64 weight rows per block, all rows of x (64 at a time), on mma.sync.
 //
-// A thread needs 16 bytes of two weight rows and of seven rows of x for every 32 of depth, and takes them as
+// A thread needs 16 bytes of two weight rows and of four rows of x for every 32 of depth, and takes them as
 // they lie in memory: the order of a dot product's terms is free as long as both sides agree, so the eight
 // values that one thread reads in a row stand for the eight that the instruction would pick from two places.
-// Weights wait in shared memory as copies private to their thread; x goes from L2 to registers.
+// Weights wait in shared memory; x goes from L2 to registers, several chunks ahead. Eight warps: four slices
+// of the depth, and for each the lower and the upper half of the rows.
 #include "ops/cuda/expert.cuh"
 #include "ops/cuda/hopper.cuh"
 
@@ -16,202 +17,238 @@
 namespace servoflow::ops::cuda {
 namespace {
 
-constexpr int kThreads = 256, kRows = 56, kRowTiles = kRows / 8;
-constexpr int kOwned = kRows / 2 / 4 * 16;  // float4 that a block of four finishes
+constexpr int kThreads = 256, kRows = 64, kSlices = 4;
+constexpr int kOwned = kRows / 2 / 4 * 16;  // float4 that a block of a cluster of four finishes
 
 enum class Kind : std::uint8_t { kQkv, kGateUp, kResidual };
 
-// kGroups: groups of 32 weight rows, a warp each; the other warps split the depth. kChunks: of 32 depth per
-// warp. kCluster: blocks that split the depth.
-template <int kGroups, int kChunks, int kCluster>
+// kTiles: of 16 weight rows. kChunks: of 32 depth per slice. kCluster: blocks that split the depth.
+template <int kTiles, int kChunks, int kCluster>
 struct Shape {
-  static constexpr int kSlices = 8 / kGroups;
   static constexpr int kBlockDepth = kSlices * kChunks * 32, kDepth = kBlockDepth * kCluster;
-  static constexpr int kWeightBytes = 4 * kChunks * kThreads * 16;
-  static constexpr int kSumBytes = 8 * 2 * kRowTiles * 32 * 16;  // aliases the weights
-  static constexpr int kMain = kWeightBytes > kSumBytes ? kWeightBytes : kSumBytes;
-  static constexpr int kSharedBytes = kMain + (kCluster > 1 ? kCluster * kOwned * 16 : kRows * 4);
+  static constexpr int kMain = kTiles * kChunks * kSlices * 1024;  // weights, then the slices' sums
+  static constexpr int kSharedBytes = kMain + (kCluster > 1 ? kCluster * kOwned * 16 + 16 : 0);
+  static constexpr int kAhead = kTiles > 2 ? 2 : 3;
+  static_assert(kMain >= kSlices * kTiles * 8 * 32 * 16);
 };
 
-__device__ __forceinline__ void store_to_block(std::uint32_t shared, int rank, const float4& v) {
-  asm volatile(
-      "{.reg .b32 remote; mapa.shared::cluster.u32 remote, %0, %1; "
-      "st.shared::cluster.v4.f32 [remote], {%2, %3, %4, %5};}" ::"r"(shared),
-      "r"(rank), "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w)
-      : "memory");
-}
-
-template <Kind kKind, int kGroups, int kChunks, int kCluster>
+template <Kind kKind, int kTiles, int kChunks, int kCluster>
 __global__ void SF_CLUSTER(kCluster) __launch_bounds__(kThreads, 2)
     expert_product_kernel(const __grid_constant__ ExpertProduct op) {
 #if __CUDA_ARCH__ >= 900
-  using S = Shape<kGroups, kChunks, kCluster>;
+  using S = Shape<kTiles, kChunks, kCluster>;
   extern __shared__ __align__(128) std::uint8_t shared[];
   const int thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane = thread % 32;
-  const int slice = warp / kGroups, group = warp % kGroups;
+  const int slice = warp / 2, half = warp % 2;
   const int tile = static_cast<int>(blockIdx.x) / kCluster, rank = static_cast<int>(blockIdx.x) % kCluster;
   const int depth0 = rank * S::kBlockDepth + slice * kChunks * 32 + lane % 4 * 8;
-  const std::uint32_t weights = shared_address(shared) + static_cast<std::uint32_t>(thread) * 16;
-
+  const std::uint32_t received = shared_address(shared) + S::kMain,
+                      barrier = received + kCluster * kOwned * 16;
+  if constexpr (kCluster > 1) {
+    if (thread == 0) {
+      barrier_init(barrier, 1);
+      barriers_ready();
+    }
+    __syncwarp();
+    cluster_arrive();
+  }
+  const auto* slots = reinterpret_cast<const uint4*>(shared) + slice * 2 * kTiles * kChunks * 32 + lane;
   const auto fetch_weights = [&] {
-    const auto* from = static_cast<const __nv_bfloat16*>(op.weight) +
-                       (tile * 32 * kGroups + group * 32 + lane / 4) * S::kDepth + depth0;
+    const auto* from =
+        static_cast<const __nv_bfloat16*>(op.weight) + (tile * 16 * kTiles + lane / 4) * S::kDepth + depth0;
 #pragma unroll
-    for (int r = 0; r < 4; ++r)  // rows g, g + 8, g + 16, g + 24
+    for (int r = 0; r < 2 * kTiles;
+         ++r)  // rows g, g + 8, g + 16 …; either half of the pair fetches every other
 #pragma unroll
-      for (int c = 0; c < kChunks; ++c)
-        copy_async(weights + static_cast<std::uint32_t>((r * kChunks + c) * kThreads * 16),
-                   from + r * 8 * S::kDepth + c * 32, 16);
+      for (int c = 0; c < kChunks / 2; ++c)
+        copy_async(shared_address(slots + (r * kChunks + 2 * c + half) * 32),
+                   from + r * 8 * S::kDepth + (2 * c + half) * 32, 16);
     copy_commit();
   };
   fetch_weights();
-  if constexpr (kCluster > 1) cluster_sync();  // the others have begun: their shared memory may be written
+  // What this thread ends: the rows 8 warp + 2 (lane % 4) and the next of every 64, of the pairs lane / 4 of
+  // every 16 weight rows.
+  const int end_row = 8 * warp + lane % 4 * 2, pair0 = tile * 8 * kTiles + lane / 4;
+  float shift[kTiles][2];
+  DeviceQkv::Place place[kTiles];
+  if constexpr (kKind != Kind::kResidual) {
+#pragma unroll
+    for (int m = 0; m < kTiles; ++m) {
+      int first, second;
+      pair_features(op.w, pair0 + m * 8, first, second);
+      shift[m][0] = __ldg(op.shift + first);
+      shift[m][1] = __ldg(op.shift + second);
+      if constexpr (kKind == Kind::kQkv) place[m] = op.qkv.place(first, second);
+    }
+  }
   wait_for_inputs();
   release_successor();
   const int rows = valid(op.rows);
+  if constexpr (kCluster > 1) cluster_wait();  // the others' barriers stand
 
-  for (int row0 = 0; row0 < rows; row0 += kRows) {
-    const int tiles = min(kRowTiles, (rows - row0 + 7) / 8);
-    float* inverse = reinterpret_cast<float*>(shared + S::kMain);
-    float2 old[2] = {};
-    if constexpr (kKind == Kind::kResidual) {
-      if (thread < kOwned) {
-        const int row = row0 + 2 * (rank * 7 + thread / 16), first = 2 * (tile * 16 + thread % 16);
-#pragma unroll
-        for (int e = 0; e < 2; ++e)
-          if (row + e < rows)
-            old[e] = *reinterpret_cast<const float2*>(op.residual + (row + e) * op.residual_pitch + first);
-      }
-    } else if (thread < kRows && row0 + thread < rows) {
-      const float4* parts = reinterpret_cast<const float4*>(op.squares + (row0 + thread) * kStatParts);
-      float sum = 0;
-#pragma unroll
-      for (int i = 0; i < kStatParts / 4; ++i) {
-        const float4 v = parts[i];
-        sum += v.x + v.y + (v.z + v.w);
-      }
-      inverse[thread] = 1.0f / sqrtf(sum / static_cast<float>(kExpertWidth) + kExpertEps);
-    }
-
-    float sum[2][kRowTiles][4] = {};
-    uint4 x[2][kRowTiles];
-    const int first_row = min(row0 + lane / 4, rows - 1), below = rows - first_row;
+  std::uint32_t parity = 0;
+  for (int row0 = 0; row0 < rows; row0 += kRows, parity ^= 1) {
+    const int tiles = min(8, (rows - row0 + 7) / 8) - 4 * half;  // of this warp's four
+    float sum[kTiles][4][4] = {};
+    uint4 x[S::kAhead][4];
+    const int first_row = min(row0 + 32 * half + lane / 4, rows - 1), below = rows - first_row;
     const __nv_bfloat16* in = op.x + first_row * S::kDepth + depth0;
     const auto fetch_rows = [&](int c) {  // a row that does not exist is read as another that does
 #pragma unroll
-      for (int j = 0; j < kRowTiles; ++j)
-        x[c % 2][j] = *reinterpret_cast<const uint4*>(in + (8 * j < below ? 8 * j * S::kDepth : 0) + c * 32);
+      for (int j = 0; j < 4; ++j)
+        x[c % S::kAhead][j] =
+            *reinterpret_cast<const uint4*>(in + (8 * j < below ? 8 * j * S::kDepth : 0) + c * 32);
     };
-    fetch_rows(0);
+#pragma unroll
+    for (int c = 0; c < S::kAhead; ++c) fetch_rows(c);
+
+    float2 old[2] = {};
+    float4 squares[2] = {};
+    const int owned_row = row0 + 2 * (thread / 16 * 4 + rank), owned_first = 2 * (tile * 16 + thread % 16);
+    if constexpr (kKind == Kind::kResidual) {
+      if (thread == 0) {
+        const int pairs = (min(kRows, rows - row0) + 1) / 2;
+        barrier_expect(barrier, static_cast<std::uint32_t>((pairs - rank + 3) / 4 * 16 * 16 * kCluster));
+      }
+      if (thread < kOwned)
+#pragma unroll
+        for (int e = 0; e < 2; ++e)
+          if (owned_row + e < rows)
+            old[e] = *reinterpret_cast<const float2*>(op.residual + (owned_row + e) * op.residual_pitch +
+                                                      owned_first);
+    } else {
+#pragma unroll
+      for (int e = 0; e < 2; ++e)
+        if (row0 + end_row + e < rows)
+          squares[e] =
+              reinterpret_cast<const float4*>(op.squares + (row0 + end_row + e) * kStatParts)[lane / 4];
+    }
     copy_wait<0>();
+    __syncthreads();
 #pragma unroll
     for (int c = 0; c < kChunks; ++c) {
-      if (c + 1 < kChunks) fetch_rows(c + 1);
 #pragma unroll
-      for (int m = 0; m < 2; ++m) {
-        const uint4 low =
-            *reinterpret_cast<const uint4*>(shared + ((2 * m * kChunks + c) * kThreads + thread) * 16);
-        const uint4 high =
-            *reinterpret_cast<const uint4*>(shared + (((2 * m + 1) * kChunks + c) * kThreads + thread) * 16);
+      for (int m = 0; m < kTiles; ++m) {
+        const uint4 low = slots[(2 * m * kChunks + c) * 32], high = slots[((2 * m + 1) * kChunks + c) * 32];
         const std::uint32_t a[4] = {low.x, high.x, low.y, high.y}, b[4] = {low.z, high.z, low.w, high.w};
 #pragma unroll
-        for (int j = 0; j < kRowTiles; ++j)
+        for (int j = 0; j < 4; ++j)
           if (j < tiles) {
-            mma(sum[m][j], a, x[c % 2][j].x, x[c % 2][j].y);
-            mma(sum[m][j], b, x[c % 2][j].z, x[c % 2][j].w);
+            mma(sum[m][j], a, x[c % S::kAhead][j].x, x[c % S::kAhead][j].y);
+            mma(sum[m][j], b, x[c % S::kAhead][j].z, x[c % S::kAhead][j].w);
           }
       }
+      if (c + S::kAhead < kChunks) fetch_rows(c + S::kAhead);
     }
 
-    // Every warp's sums meet in shared memory and are added slice by slice.
+    // The slices meet in shared memory and are added in order.
     __syncthreads();
     float4* sums = reinterpret_cast<float4*>(shared);
 #pragma unroll
-    for (int m = 0; m < 2; ++m)
+    for (int m = 0; m < kTiles; ++m)
 #pragma unroll
-      for (int j = 0; j < kRowTiles; ++j)
+      for (int j = 0; j < 4; ++j)
         if (j < tiles)
-          sums[((warp * 2 + m) * kRowTiles + j) * 32 + lane] =
+          sums[((slice * kTiles + m) * 8 + 4 * half + j) * 32 + lane] =
               make_float4(sum[m][j][0], sum[m][j][1], sum[m][j][2], sum[m][j][3]);
-    __syncthreads();
-    const std::uint32_t received = shared_address(shared) + S::kMain;
+    // Meanwhile: 1 / rms and the angles of the two rows.
+    float inverse[2] = {};
+    Segment segment[2];
+    float2 turn[2][kTiles];
+    if constexpr (kKind != Kind::kResidual) {
 #pragma unroll
-    for (int item = thread; item < kGroups * 2 * kRowTiles * 32; item += kThreads) {
-      const int block = item / 32, j = block % kRowTiles, m = block / kRowTiles % 2,
-                g = block / kRowTiles / 2;
-      const int from = item % 32, row = row0 + 8 * j + from % 4 * 2;
-      if (row >= rows) continue;
+      for (int e = 0; e < 2; ++e) {
+        float total = squares[e].x + squares[e].y + (squares[e].z + squares[e].w);
+        total += __shfl_xor_sync(~0u, total, 4);
+        total += __shfl_xor_sync(~0u, total, 8);
+        total += __shfl_xor_sync(~0u, total, 16);
+        inverse[e] = 1.0f / sqrtf(total / static_cast<float>(kExpertWidth) + kExpertEps);
+      }
+    }
+    if constexpr (kKind == Kind::kQkv) {
+      const int segments = valid(op.qkv.segment_count);
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        const int row = row0 + end_row + e;
+        if (row >= rows || !find_segment(op.qkv.segments, segments, row, segment[e])) segment[e] = {};
+#pragma unroll
+        for (int m = 0; m < kTiles; ++m)
+          turn[e][m] = segment[e].rows > 0 && op.qkv.rotates(place[m])
+                           ? op.qkv.angle(place[m], segment[e].past + row - segment[e].row_begin)
+                           : make_float2(1, 0);
+      }
+    }
+    __syncthreads();
+#pragma unroll
+    for (int m = 0; m < kTiles; ++m) {
+      if (row0 + end_row >= rows) break;
       float4 v = make_float4(0, 0, 0, 0);
 #pragma unroll
-      for (int s = 0; s < S::kSlices; ++s) {
-        const float4 part = sums[(((s * kGroups + g) * 2 + m) * kRowTiles + j) * 32 + from];
+      for (int s = 0; s < kSlices; ++s) {
+        const float4 part = sums[((s * kTiles + m) * 8 + warp) * 32 + lane];
         v.x += part.x;
         v.y += part.y;
         v.z += part.z;
         v.w += part.w;
       }
       if constexpr (kKind == Kind::kResidual) {
-        const int pair = j * 4 + from % 4, owner = pair / 7;
-        store_to_block(
-            received + static_cast<std::uint32_t>((rank * kOwned + pair % 7 * 16 + m * 8 + from / 4) * 16),
-            owner, v);
+        // Two rows of every eight belong to each block of the cluster.
+        send(received + static_cast<std::uint32_t>((rank * kOwned + warp * 16 + m * 8 + lane / 4) * 16),
+             barrier, lane % 4, v);
       } else {
         int first, second;
-        pair_features(op.w, (tile * kGroups + g) * 16 + m * 8 + from / 4, first, second);
-        const float shift0 = op.shift[first], shift1 = op.shift[second];
+        pair_features(op.w, pair0 + m * 8, first, second);
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
-          if (row + e >= rows) break;
-          const float factor = inverse[row + e - row0];
-          const float a = (e == 0 ? v.x : v.y) * factor + shift0, b = (e == 0 ? v.z : v.w) * factor + shift1;
+          const int row = row0 + end_row + e;
+          if (row >= rows) break;
+          const float a = (e == 0 ? v.x : v.y) * inverse[e] + shift[m][0];
+          const float b = (e == 0 ? v.z : v.w) * inverse[e] + shift[m][1];
           if constexpr (kKind == Kind::kGateUp) {
-            op.y[(row + e) * op.y_pitch + first] = __float2bfloat16(gelu(a) * b);
+            op.y[row * op.y_pitch + first] = __float2bfloat16(gelu(a) * b);
           } else {
-            Segment segment;
-            if (find_segment(op.qkv.segments, valid(op.qkv.segment_count), row + e, segment))
-              op.qkv.put(segment, row + e, first, second, a, b);
+            if (segment[e].rows > 0) op.qkv.put(place[m], segment[e], row, turn[e][m], a, b);
           }
         }
       }
     }
 
     if constexpr (kKind == Kind::kResidual) {
-      cluster_sync();
-      float squares[2] = {};
-      const int row = row0 + 2 * (rank * 7 + thread / 16), first = 2 * (tile * 16 + thread % 16);
       if (thread < kOwned) {
+        const float2 gate = *reinterpret_cast<const float2*>(op.gate + owned_first);
+        const float2 scale = op.next_scale != nullptr
+                                 ? *reinterpret_cast<const float2*>(op.next_scale + owned_first)
+                                 : make_float2(0, 0);
+        barrier_wait(barrier, parity);
+        float square[2] = {};
         const float4* parts = reinterpret_cast<const float4*>(shared + S::kMain) + thread;
-        float4 v = parts[0];
+        float4 v = make_float4(0, 0, 0, 0);
+        if (owned_row < rows) v = parts[0];
 #pragma unroll
-        for (int i = 1; i < kCluster; ++i) {
-          const float4 part = parts[i * kOwned];
-          v.x += part.x;
-          v.y += part.y;
-          v.z += part.z;
-          v.w += part.w;
-        }
-        const float2 gate = *reinterpret_cast<const float2*>(op.gate + first);
-#pragma unroll
-        for (int e = 0; e < 2; ++e) {
-          if (row + e >= rows) break;
-          const float a = old[e].x + (e == 0 ? v.x : v.y) * gate.x,
-                      b = old[e].y + (e == 0 ? v.z : v.w) * gate.y;
-          *reinterpret_cast<float2*>(op.residual + (row + e) * op.residual_pitch + first) = make_float2(a, b);
-          squares[e] = a * a + b * b;
-          if (op.next_scale != nullptr) {
-            const float2 scale = *reinterpret_cast<const float2*>(op.next_scale + first);
-            *reinterpret_cast<std::uint32_t*>(op.scaled + (row + e) * op.scaled_pitch + first) =
-                pack_bf16(a * (1.0f + scale.x), b * (1.0f + scale.y));
+        for (int i = 1; i < kCluster; ++i)
+          if (owned_row < rows) {
+            const float4 part = parts[i * kOwned];
+            v.x += part.x;
+            v.y += part.y;
+            v.z += part.z;
+            v.w += part.w;
           }
-        }
-      }
-      if (thread < 128) {
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
+          const int row = owned_row + e;
+          if (row < rows) {
+            const float a = old[e].x + (e == 0 ? v.x : v.y) * gate.x,
+                        b = old[e].y + (e == 0 ? v.z : v.w) * gate.y;
+            *reinterpret_cast<float2*>(op.residual + row * op.residual_pitch + owned_first) =
+                make_float2(a, b);
+            square[e] = a * a + b * b;
+            if (op.next_scale != nullptr)
+              *reinterpret_cast<std::uint32_t*>(op.scaled + row * op.scaled_pitch + owned_first) =
+                  pack_bf16(a * (1.0f + scale.x), b * (1.0f + scale.y));
+          }
 #pragma unroll
-          for (int step = 8; step > 0; step /= 2) squares[e] += __shfl_xor_sync(~0u, squares[e], step);
-          if (thread % 16 == 0 && thread < kOwned && row + e < rows)
-            op.next_squares[(row + e) * kStatParts + tile] = squares[e];
+          for (int step = 8; step > 0; step /= 2) square[e] += __shfl_xor_sync(~0u, square[e], step);
+          if (thread % 16 == 0 && row < rows) op.next_squares[row * kStatParts + tile] = square[e];
         }
       }
     }
@@ -224,31 +261,30 @@ __global__ void SF_CLUSTER(kCluster) __launch_bounds__(kThreads, 2)
 #endif
 }
 
-template <Kind kKind, int kGroups, int kChunks, int kCluster>
+template <Kind kKind, int kTiles, int kChunks, int kCluster>
 cudaError_t start(const Stream& s, const ExpertProduct& op) {
-  constexpr int kShared = Shape<kGroups, kChunks, kCluster>::kSharedBytes;
-  const auto kernel = expert_product_kernel<kKind, kGroups, kChunks, kCluster>;
+  constexpr int kShared = Shape<kTiles, kChunks, kCluster>::kSharedBytes;
+  const auto kernel = expert_product_kernel<kKind, kTiles, kChunks, kCluster>;
   static_assert(kShared <= 227 * 1024);
   if (const cudaError_t e =
           cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kShared);
       e != cudaSuccess)
     return e;
-  const int rows = op.w.order == RowOrder::kGated ? op.w.n : op.w.n;
-  return launch(s, dim3(static_cast<unsigned>(rows / (32 * kGroups) * kCluster)), kThreads, kShared, kernel,
+  return launch(s, dim3(static_cast<unsigned>(op.w.n / (16 * kTiles) * kCluster)), kThreads, kShared, kernel,
                 op);
 }
 
 }  // namespace
 
-cudaError_t expert_qkv(const Stream& s, const ExpertProduct& op) { return start<Kind::kQkv, 1, 4, 1>(s, op); }
+cudaError_t expert_qkv(const Stream& s, const ExpertProduct& op) { return start<Kind::kQkv, 2, 8, 1>(s, op); }
 cudaError_t expert_gate_up(const Stream& s, const ExpertProduct& op) {
-  return start<Kind::kGateUp, 2, 8, 1>(s, op);
+  return start<Kind::kGateUp, 4, 8, 1>(s, op);
 }
 cudaError_t expert_out(const Stream& s, const ExpertProduct& op) {
-  return start<Kind::kResidual, 1, 2, 4>(s, op);
+  return start<Kind::kResidual, 2, 4, 4>(s, op);
 }
 cudaError_t expert_down(const Stream& s, const ExpertProduct& op) {
-  return start<Kind::kResidual, 1, 4, 4>(s, op);
+  return start<Kind::kResidual, 2, 8, 4>(s, op);
 }
 
 }  // namespace servoflow::ops::cuda

@@ -160,7 +160,7 @@ __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(kThreads, 1)
       barrier_init(full + 8 * i, 1);
       barrier_init(empty + 8 * i, 4);  // two warpgroups of either block
     }
-    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    barriers_ready();
   }
   cluster_sync();
   const int rows = valid(op.rows);
@@ -207,7 +207,7 @@ __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(kThreads, 1)
           if (ahead > 0) {
             --ahead;
           } else {
-            barrier_wait_cluster(empty + 8 * stage, parity);
+            barrier_wait(empty + 8 * stage, parity);
             load_weight(u, step, stage);
           }
           load_rows(u, step, stage);
@@ -280,7 +280,8 @@ __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(kThreads, 1)
     }
   }
   __syncwarp();
-  cluster_sync();  // nobody leaves while the other block may still write here
+  cluster_arrive_relaxed();  // nobody leaves while the other block may still write here
+  cluster_wait();
 #endif
 }
 
