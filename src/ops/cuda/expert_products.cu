@@ -32,6 +32,15 @@ struct Shape {
   static_assert(kMain >= kSlices * kTiles * 8 * 32 * 16);
 };
 
+// Asks for what is needed later.
+__device__ __forceinline__ void touch(const float* p) {
+  asm volatile("{.reg .f32 unused; ld.global.nc.f32 unused, [%0];}" ::"l"(p) : "memory");
+}
+__device__ __forceinline__ void touch_angle(const DeviceQkv& qkv, const DeviceQkv::Place& p, int position) {
+  const std::int64_t at = static_cast<std::int64_t>(position) * (kExpertHeadDim / 2) + p.i;
+  touch(qkv.cos + at);
+  touch(qkv.sin + at);
+}
 template <Kind kKind, int kTiles, int kChunks, int kCluster>
 __global__ void SF_CLUSTER(kCluster) __launch_bounds__(kThreads, 2)
     expert_product_kernel(const __grid_constant__ ExpertProduct op) {
@@ -56,9 +65,10 @@ __global__ void SF_CLUSTER(kCluster) __launch_bounds__(kThreads, 2)
   const auto fetch_weights = [&] {
     const auto* from =
         static_cast<const __nv_bfloat16*>(op.weight) + (tile * 16 * kTiles + lane / 4) * S::kDepth + depth0;
+    asm volatile("" : "+l"(from));  // its multiples are not worth registers that live through the loop
+    // Rows g, g + 8, g + 16 …; the two warps of a slice fetch every other chunk each.
 #pragma unroll
-    for (int r = 0; r < 2 * kTiles;
-         ++r)  // rows g, g + 8, g + 16 …; either half of the pair fetches every other
+    for (int r = 0; r < 2 * kTiles; ++r)
 #pragma unroll
       for (int c = 0; c < kChunks / 2; ++c)
         copy_async(shared_address(slots + (r * kChunks + 2 * c + half) * 32),
@@ -67,23 +77,34 @@ __global__ void SF_CLUSTER(kCluster) __launch_bounds__(kThreads, 2)
   };
   fetch_weights();
   // What this thread ends: the rows 8 warp + 2 (lane % 4) and the next of every 64, of the pairs lane / 4 of
-  // every 16 weight rows.
-  const int end_row = 8 * warp + lane % 4 * 2, pair0 = tile * 8 * kTiles + lane / 4;
-  float shift[kTiles][2];
-  DeviceQkv::Place place[kTiles];
-  if constexpr (kKind != Kind::kResidual) {
+  // every 16 weight rows. What it needs for that and has nothing to do with x is asked for now, so that it is
+  // in the cache by then. The count and the segments were there before this inference's first kernel.
+  const int rows = valid(op.rows), end_row = 8 * warp + lane % 4 * 2, pair0 = tile * 8 * kTiles + lane / 4;
+  const int owned_first = 2 * (tile * 16 + thread % 16);
+  if constexpr (kKind == Kind::kResidual) {
+    touch(op.gate + owned_first);
+    if (op.next_scale != nullptr) touch(op.next_scale + owned_first);
+  } else {
+    const int segments = kKind == Kind::kQkv ? valid(op.qkv.segment_count) : 0;
 #pragma unroll
     for (int m = 0; m < kTiles; ++m) {
       int first, second;
       pair_features(op.w, pair0 + m * 8, first, second);
-      shift[m][0] = __ldg(op.shift + first);
-      shift[m][1] = __ldg(op.shift + second);
-      if constexpr (kKind == Kind::kQkv) place[m] = op.qkv.place(first, second);
+      touch(op.shift + first);
+      touch(op.shift + second);
+      if constexpr (kKind == Kind::kQkv) {
+        const DeviceQkv::Place place = op.qkv.place(first, second);
+        Segment segment;
+#pragma unroll
+        for (int e = 0; e < 2; ++e)
+          if (end_row + e < rows && find_segment(op.qkv.segments, segments, end_row + e, segment) &&
+              op.qkv.rotates(place))
+            touch_angle(op.qkv, place, segment.past + end_row + e - segment.row_begin);
+      }
     }
   }
   wait_for_inputs();
   release_successor();
-  const int rows = valid(op.rows);
   if constexpr (kCluster > 1) cluster_wait();  // the others' barriers stand
 
   std::uint32_t parity = 0;
@@ -97,14 +118,14 @@ __global__ void SF_CLUSTER(kCluster) __launch_bounds__(kThreads, 2)
 #pragma unroll
       for (int j = 0; j < 4; ++j)
         x[c % S::kAhead][j] =
-            *reinterpret_cast<const uint4*>(in + (8 * j < below ? 8 * j * S::kDepth : 0) + c * 32);
+            __ldcg(reinterpret_cast<const uint4*>(in + (8 * j < below ? 8 * j * S::kDepth : 0) + c * 32));
     };
 #pragma unroll
     for (int c = 0; c < S::kAhead; ++c) fetch_rows(c);
 
     float2 old[2] = {};
     float4 squares[2] = {};
-    const int owned_row = row0 + 2 * (thread / 16 * 4 + rank), owned_first = 2 * (tile * 16 + thread % 16);
+    const int owned_row = row0 + 2 * (thread / 16 * 4 + rank);
     if constexpr (kKind == Kind::kResidual) {
       if (thread == 0) {
         const int pairs = (min(kRows, rows - row0) + 1) / 2;
@@ -153,8 +174,6 @@ __global__ void SF_CLUSTER(kCluster) __launch_bounds__(kThreads, 2)
               make_float4(sum[m][j][0], sum[m][j][1], sum[m][j][2], sum[m][j][3]);
     // Meanwhile: 1 / rms and the angles of the two rows.
     float inverse[2] = {};
-    Segment segment[2];
-    float2 turn[2][kTiles];
     if constexpr (kKind != Kind::kResidual) {
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
@@ -163,19 +182,6 @@ __global__ void SF_CLUSTER(kCluster) __launch_bounds__(kThreads, 2)
         total += __shfl_xor_sync(~0u, total, 8);
         total += __shfl_xor_sync(~0u, total, 16);
         inverse[e] = 1.0f / sqrtf(total / static_cast<float>(kExpertWidth) + kExpertEps);
-      }
-    }
-    if constexpr (kKind == Kind::kQkv) {
-      const int segments = valid(op.qkv.segment_count);
-#pragma unroll
-      for (int e = 0; e < 2; ++e) {
-        const int row = row0 + end_row + e;
-        if (row >= rows || !find_segment(op.qkv.segments, segments, row, segment[e])) segment[e] = {};
-#pragma unroll
-        for (int m = 0; m < kTiles; ++m)
-          turn[e][m] = segment[e].rows > 0 && op.qkv.rotates(place[m])
-                           ? op.qkv.angle(place[m], segment[e].past + row - segment[e].row_begin)
-                           : make_float2(1, 0);
       }
     }
     __syncthreads();
@@ -198,16 +204,19 @@ __global__ void SF_CLUSTER(kCluster) __launch_bounds__(kThreads, 2)
       } else {
         int first, second;
         pair_features(op.w, pair0 + m * 8, first, second);
+        const float shift[2] = {__ldg(op.shift + first), __ldg(op.shift + second)};
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
           const int row = row0 + end_row + e;
           if (row >= rows) break;
-          const float a = (e == 0 ? v.x : v.y) * inverse[e] + shift[m][0];
-          const float b = (e == 0 ? v.z : v.w) * inverse[e] + shift[m][1];
+          const float a = (e == 0 ? v.x : v.y) * inverse[e] + shift[0];
+          const float b = (e == 0 ? v.z : v.w) * inverse[e] + shift[1];
           if constexpr (kKind == Kind::kGateUp) {
             op.y[row * op.y_pitch + first] = __float2bfloat16(gelu(a) * b);
           } else {
-            if (segment[e].rows > 0) op.qkv.put(place[m], segment[e], row, turn[e][m], a, b);
+            Segment segment;
+            if (find_segment(op.qkv.segments, valid(op.qkv.segment_count), row, segment))
+              op.qkv.put(segment, row, first, second, a, b);
           }
         }
       }

@@ -4,58 +4,73 @@
 namespace servoflow::ops::cuda {
 namespace {
 
-constexpr int kTile = 64, kDepth = 16, kThreads = 256;
+constexpr int kTile = 64, kDepth = 16, kThreads = 128, kEach = kTile * kDepth / kThreads;
 
-// A tile of 64 weight rows (32 pairs) and 64 rows of x; each thread sums 2 pairs for 4 rows.
+// A tile of 64 weight rows (32 pairs) and 64 rows of x; each thread sums four pairs for four rows of x.
 __global__ void __launch_bounds__(kThreads) product_plain_kernel(const __grid_constant__ Product op) {
-  __shared__ float ws[kDepth][kTile + 4], xs[kDepth][kTile + 4];
+  __shared__ __align__(16) float ws[2][kDepth][kTile + 4], xs[2][kDepth][kTile + 4];
   wait_for_inputs();
   release_successor();
   const int rows = valid(op.rows), row0 = static_cast<int>(blockIdx.y) * kTile;
   if (row0 >= rows) return;
-  const int w0 = static_cast<int>(blockIdx.x) * kTile, k = op.w.k;
-  const int tx = static_cast<int>(threadIdx.x) % 16, ty = static_cast<int>(threadIdx.x) / 16;
+  const int w0 = static_cast<int>(blockIdx.x) * kTile, k = op.w.k, thread = static_cast<int>(threadIdx.x);
+  const int tx = thread % 16, ty = thread / 16;
   const bool x_f32 = op.x.dtype == DType::kF32;
-  int at[4];  // rows of the tile: pair ty, then pair ty + 16
+  const int pair0 = 4 * ty, place = pair0 / 8 * 16 + pair0 % 8;  // rows place … place + 3, and 8 further
+
+  float next_w[kEach], next_x[kEach];
+  const auto fetch = [&](int k0) {
 #pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const int pair = ty + 16 * (i / 2);
-    at[i] = pair / 8 * 16 + pair % 8 + 8 * (i % 2);
-  }
-  float sum[4][4] = {};
-  for (int k0 = 0; k0 < k; k0 += kDepth) {
-    for (int i = static_cast<int>(threadIdx.x); i < kTile * kDepth; i += kThreads) {
-      const int r = i / kDepth, c = i % kDepth, kk = k0 + c;
-      ws[c][r] = kk < k && w0 + r < op.w.padded_n
-                     ? load_element(op.weight, op.w.f32, (w0 + r) * op.w.pitch + kk)
-                     : 0.0f;
-      xs[c][r] =
+    for (int i = 0; i < kEach; ++i) {
+      const int r = (thread + i * kThreads) / kDepth, kk = k0 + thread % kDepth;
+      next_w[i] = kk < k && w0 + r < op.w.padded_n
+                      ? load_element(op.weight, op.w.f32, (w0 + r) * op.w.pitch + kk)
+                      : 0.0f;
+      next_x[i] =
           kk < k && row0 + r < rows ? load_element(op.x.data, x_f32, (row0 + r) * op.x.pitch + kk) : 0.0f;
     }
-    __syncthreads();
+  };
+  const auto put = [&](int at) {
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) {
+      const int r = (thread + i * kThreads) / kDepth;
+      ws[at][thread % kDepth][r] = next_w[i];
+      xs[at][thread % kDepth][r] = next_x[i];
+    }
+  };
+  float sum[2][4][4] = {};
+  fetch(0);
+  put(0);
+  __syncthreads();
+  for (int k0 = 0, at = 0; k0 < k; k0 += kDepth, at ^= 1) {
+    const bool more = k0 + kDepth < k;
+    if (more) fetch(k0 + kDepth);
     const int depth = min(kDepth, k - k0);
     for (int c = 0; c < depth; ++c) {
-      float a[4], b[4];
+      const float4 low = *reinterpret_cast<const float4*>(&ws[at][c][place]);
+      const float4 high = *reinterpret_cast<const float4*>(&ws[at][c][place + 8]);
+      const float4 in = *reinterpret_cast<const float4*>(&xs[at][c][4 * tx]);
+      const float a[2][4] = {{low.x, low.y, low.z, low.w}, {high.x, high.y, high.z, high.w}};
+      const float b[4] = {in.x, in.y, in.z, in.w};
 #pragma unroll
-      for (int i = 0; i < 4; ++i) a[i] = ws[c][at[i]];
+      for (int h = 0; h < 2; ++h)
 #pragma unroll
-      for (int i = 0; i < 4; ++i) b[i] = xs[c][tx + 16 * i];
+        for (int i = 0; i < 4; ++i)
 #pragma unroll
-      for (int i = 0; i < 4; ++i)
-#pragma unroll
-        for (int j = 0; j < 4; ++j) sum[i][j] = fmaf(a[i], b[j], sum[i][j]);
+          for (int j = 0; j < 4; ++j) sum[h][i][j] = fmaf(a[h][i], b[j], sum[h][i][j]);
     }
+    if (more) put(at ^ 1);
     __syncthreads();
   }
 #pragma unroll
   for (int j = 0; j < 4; ++j) {
-    const int row = row0 + tx + 16 * j;
+    const int row = row0 + 4 * tx + j;
     if (row >= rows) continue;
     Segment segment;
     if (op.to_qkv && !find_segment(op.qkv.segments, valid(op.qkv.segment_count), row, segment)) continue;
 #pragma unroll
-    for (int i = 0; i < 2; ++i)
-      emit_pair(op, w0 / 2 + ty + 16 * i, row, segment, 0, sum[2 * i][j], sum[2 * i + 1][j]);
+    for (int i = 0; i < 4; ++i)
+      emit_pair(op, w0 / 2 + pair0 + i, row, segment, 0, sum[0][i][j], sum[1][i][j]);
   }
 }
 

@@ -58,6 +58,31 @@ __device__ float block_sum(float v) {
   return total;
 }
 
+// The norm of a row that the block's threads hold in pieces: value(i) of column(i), i < kPieces.
+struct RowNorm {
+  float mean, inverse;
+  const float *scale, *shift;
+};
+
+__device__ __forceinline__ RowNorm norm_of(const NextNorm& n, int row, int width) {
+  RowNorm r{0, 0, n.weight, n.bias};
+  if (n.kind == NextNorm::kModulated) {
+    r.scale =
+        n.modulation.scale +
+        (n.modulation.row_offset != nullptr ? n.modulation.row_offset[row] * n.modulation.step_pitch : 0);
+    r.shift = r.scale + width;
+  }
+  return r;
+}
+__device__ __forceinline__ float normed(const NextNorm& n, const RowNorm& r, float v, float scale,
+                                        float shift) {
+  v = (v - r.mean) * r.inverse;
+  if (n.kind == NextNorm::kLayer) return v * scale + shift;
+  v *= 1.0f + scale;
+  return n.kind == NextNorm::kModulated ? v + shift : v;
+}
+
+// Any width, any epilogue.
 __global__ void __launch_bounds__(kThreads) finish_rows_kernel(FinishRows op) {
   extern __shared__ float row_values[];
   wait_for_inputs();
@@ -85,37 +110,120 @@ __global__ void __launch_bounds__(kThreads) finish_rows_kernel(FinishRows op) {
   }
   const NextNorm& n = op.norm;
   if (n.kind == NextNorm::kNone) return;
-  float mean = 0, inverse;
+  RowNorm r = norm_of(n, row, width);
   const float count = static_cast<float>(width);
   if (n.kind == NextNorm::kLayer) {
-    mean = block_sum(sum) / count;
-    float variance = 0;
+    r.mean = block_sum(sum) / count;
+    squares = 0;
     for (int c = first; c < width; c += kThreads) {
-      const float d = row_values[c] - mean;
-      variance += d * d;
+      const float d = row_values[c] - r.mean;
+      squares += d * d;
     }
-    inverse = 1.0f / sqrtf(block_sum(variance) / count + n.eps);
-  } else {
-    inverse = 1.0f / sqrtf(block_sum(squares) / count + n.eps);
   }
-  const float* scale =
-      n.kind == NextNorm::kModulated
-          ? n.modulation.scale + (n.modulation.row_offset != nullptr
-                                      ? n.modulation.row_offset[row] * n.modulation.step_pitch
-                                      : 0)
-          : n.weight;
-  const float* shift = n.kind == NextNorm::kModulated ? scale + width : n.bias;
+  r.inverse = 1.0f / sqrtf(block_sum(squares) / count + n.eps);
   const bool f32 = n.y.dtype == DType::kF32;
-  for (int c = first; c < width; c += kThreads) {
-    float v = (row_values[c] - mean) * inverse;
-    if (n.kind == NextNorm::kLayer) {
-      v = v * scale[c] + shift[c];
-    } else {
-      v *= 1.0f + scale[c];
-      if (n.kind == NextNorm::kModulated) v += shift[c];
+  for (int c = first; c < width; c += kThreads)
+    store_element(n.y.data, f32, row * n.y.pitch + c,
+                  normed(n, r, row_values[c], r.scale[c], r.shift != nullptr ? r.shift[c] : 0.0f));
+}
+
+// Widths that are a multiple of 4 and at most 2048, in four columns at a time, everything asked for at once.
+constexpr int kQuads = 2, kMostSplits = 4;
+
+__device__ __forceinline__ float4 quad(const float* p) { return *reinterpret_cast<const float4*>(p); }
+
+__global__ void __launch_bounds__(kThreads) finish_quads_kernel(FinishRows op) {
+  wait_for_inputs();
+  release_successor();
+  const int row = static_cast<int>(blockIdx.x), width = op.x.cols;
+  if (row >= valid(op.rows)) return;
+  float* x = static_cast<float*>(op.x.data) + row * op.x.pitch;
+  const NextNorm& n = op.norm;
+  const DeviceEpilogue& e = op.epilogue;
+  RowNorm r = norm_of(n, row, width);
+  const float* gate =
+      e.gate != nullptr ? e.gate + (e.gate_row != nullptr ? e.gate_row[row] : 0) * e.gate_pitch : nullptr;
+  float v[kQuads][4] = {};
+  float4 scale[kQuads] = {}, shift[kQuads] = {};
+  float sum = 0, squares = 0;
+#pragma unroll
+  for (int u = 0; u < kQuads; ++u) {
+    const int c = 4 * (static_cast<int>(threadIdx.x) + u * kThreads);
+    if (c >= width) continue;
+    float4 part[kMostSplits] = {}, bias = {}, factor = make_float4(1, 1, 1, 1);
+    float4 old = quad(x + c);
+#pragma unroll
+    for (int i = 0; i < kMostSplits; ++i)
+      if (i < op.splits)
+        part[i] = quad(op.partials + i * op.split_pitch + static_cast<std::int64_t>(row) * width + c);
+    if (op.splits > 0) {
+      if (e.bias != nullptr) bias = quad(e.bias + c);
+      if (gate != nullptr) factor = quad(gate + c);
     }
-    store_element(n.y.data, f32, row * n.y.pitch + c, v);
+    if (r.scale != nullptr) scale[u] = quad(r.scale + c);
+    if (r.shift != nullptr) shift[u] = quad(r.shift + c);
+    if (op.splits > 0) {
+      float4 total = part[0];
+#pragma unroll
+      for (int i = 1; i < kMostSplits; ++i)
+        if (i < op.splits) {
+          total.x += part[i].x;
+          total.y += part[i].y;
+          total.z += part[i].z;
+          total.w += part[i].w;
+        }
+      old.x += (total.x + bias.x) * factor.x;
+      old.y += (total.y + bias.y) * factor.y;
+      old.z += (total.z + bias.z) * factor.z;
+      old.w += (total.w + bias.w) * factor.w;
+      *reinterpret_cast<float4*>(x + c) = old;
+    }
+    v[u][0] = old.x;
+    v[u][1] = old.y;
+    v[u][2] = old.z;
+    v[u][3] = old.w;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      sum += v[u][i];
+      squares += v[u][i] * v[u][i];
+    }
   }
+  if (n.kind == NextNorm::kNone) return;
+  const float count = static_cast<float>(width);
+  if (n.kind == NextNorm::kLayer) {
+    r.mean = block_sum(sum) / count;
+    squares = 0;
+#pragma unroll
+    for (int u = 0; u < kQuads; ++u)
+      if (4 * (static_cast<int>(threadIdx.x) + u * kThreads) < width)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) squares += (v[u][i] - r.mean) * (v[u][i] - r.mean);
+  }
+  r.inverse = 1.0f / sqrtf(block_sum(squares) / count + n.eps);
+#pragma unroll
+  for (int u = 0; u < kQuads; ++u) {
+    const int c = 4 * (static_cast<int>(threadIdx.x) + u * kThreads);
+    if (c >= width) continue;
+    const float4 out = make_float4(
+        normed(n, r, v[u][0], scale[u].x, shift[u].x), normed(n, r, v[u][1], scale[u].y, shift[u].y),
+        normed(n, r, v[u][2], scale[u].z, shift[u].z), normed(n, r, v[u][3], scale[u].w, shift[u].w));
+    const std::int64_t at = row * n.y.pitch + c;
+    if (n.y.dtype == DType::kF32) {
+      *reinterpret_cast<float4*>(static_cast<float*>(n.y.data) + at) = out;
+    } else {
+      *reinterpret_cast<uint2*>(static_cast<__nv_bfloat16*>(n.y.data) + at) =
+          make_uint2(pack_bf16(out.x, out.y), pack_bf16(out.z, out.w));
+    }
+  }
+}
+
+// Rows begin at multiples of 16 bytes, and the epilogue is one that finish_quads_kernel knows.
+bool in_quads(const FinishRows& op) {
+  const DeviceEpilogue& e = op.epilogue;
+  const bool plain = op.splits == 0 || (op.splits <= kMostSplits && e.accumulate && e.row_map == nullptr &&
+                                        e.row_bias == nullptr && e.activation == Activation::kNone);
+  return plain && op.x.cols % 4 == 0 && op.x.cols <= 4 * kQuads * kThreads && op.x.pitch % 4 == 0 &&
+         (op.norm.kind == NextNorm::kNone || op.norm.y.pitch % 4 == 0);
 }
 
 __global__ void split_qkv_kernel(Matrix qkv, DeviceQkv out, Count rows) {
@@ -246,6 +354,8 @@ cudaError_t round_rows(const Stream& s, const Matrix& x, const Matrix& y, Count 
 }
 
 cudaError_t finish_rows(const Stream& s, const FinishRows& op) {
+  if (in_quads(op))
+    return launch(s, dim3(static_cast<unsigned>(op.rows.capacity)), kThreads, 0, finish_quads_kernel, op);
   const std::size_t shared = static_cast<std::size_t>(op.x.cols) * sizeof(float);
   if (shared > 40000) {
     const cudaError_t e = cudaFuncSetAttribute(
