@@ -108,7 +108,8 @@ void CudaBackend::denoise_loop(const DenoiseLoop& op) {
     edge.next_scale = row_of(j, 0);
     ok(expert_edge(stream_, edge), "action projections");
     for (int layer = 0; layer < w.depth; ++layer) {
-      const GemmaWeights& l = w.layers[layer];
+      const GemmaWeights &l = w.layers[layer], &next = w.layers[(layer + 1) % w.depth];
+      const auto bytes = [](const Weight& weight) { return static_cast<std::int64_t>(weight.bytes); };
       const float* shift = prepared->second.data + j * per_step + layer * per_layer;
       const DeviceQkv qkv = qkv_of(step.segments, step.rope, s.q, *step.cache, layer, w.heads);
       ok(expert_qkv(stream_, {.x = scaled,
@@ -123,7 +124,9 @@ void CudaBackend::denoise_loop(const DenoiseLoop& op) {
                                     .segments = step.segments,
                                     .scale = 1.0f / std::sqrt(static_cast<float>(kExpertHeadDim)),
                                     .out = attended,
-                                    .pitch = s.attended.pitch}),
+                                    .pitch = s.attended.pitch,
+                                    .ahead = l.gate_up.data,
+                                    .ahead_bytes = bytes(l.gate_up)}),
          "expert attention");
       ExpertProduct into{.x = attended,
                          .weight = l.out.data,
@@ -135,7 +138,9 @@ void CudaBackend::denoise_loop(const DenoiseLoop& op) {
                          .next_scale = row_of(j, 2 * layer + 1),
                          .scaled = scaled,
                          .scaled_pitch = s.normed.pitch,
-                         .next_squares = squares};
+                         .next_squares = squares,
+                         .ahead = l.down.data,
+                         .ahead_bytes = bytes(l.down)};
       ok(expert_out(stream_, into), "expert out");
       ok(expert_gate_up(stream_, {.x = scaled,
                                   .weight = l.gate_up.data,
@@ -144,12 +149,16 @@ void CudaBackend::denoise_loop(const DenoiseLoop& op) {
                                   .squares = squares,
                                   .shift = shift + kExpertQkv,
                                   .y = hidden,
-                                  .y_pitch = s.hidden.pitch}),
+                                  .y_pitch = s.hidden.pitch,
+                                  .ahead = next.qkv.data,
+                                  .ahead_bytes = bytes(next.qkv)}),
          "expert gate and up");
       into.x = hidden;
       into.weight = l.down.data;
       into.w = *layout_of(l.down);
       into.gate = row_of(j, 2 * layer + 1) + 2 * w.width;
+      into.ahead = next.out.data;
+      into.ahead_bytes = bytes(next.out);
       into.next_scale = layer + 1 < w.depth ? row_of(j, 2 * layer + 2) : nullptr;
       ok(expert_down(stream_, into), "expert down");
     }

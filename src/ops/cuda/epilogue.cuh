@@ -145,17 +145,20 @@ struct DeviceQkv {
   }
   __device__ __forceinline__ void put(const Place& p, const Segment& s, int row, float2 turn, float a,
                                       float b) const {
+    put(p, s.slot, s.past + row - s.row_begin, row, turn, a, b);
+  }
+  __device__ __forceinline__ void put(const Place& p, int slot, int position, int row, float2 turn, float a,
+                                      float b) const {
     a += p.bias0;
     b += p.bias1;
-    const int position = s.past + row - s.row_begin;
     const float turned = a * turn.x - b * turn.y;
     b = b * turn.x + a * turn.y;
     if (p.head < heads) {
       store(q, (static_cast<std::int64_t>(row) * heads + p.head) * head_dim + 2 * p.i, turned, b);
     } else if (p.head < heads + kv_heads) {
-      store(k, cache_row(s.slot, p.head - heads, position) + 2 * p.i, turned, b);
+      store(k, cache_row(slot, p.head - heads, position) + 2 * p.i, turned, b);
     } else {
-      store(v, cache_row(s.slot, p.head - heads - kv_heads, position) + p.i, turned, b);
+      store(v, cache_row(slot, p.head - heads - kv_heads, position) + p.i, turned, b);
     }
   }
   __device__ __forceinline__ void put(const Segment& s, int row, int first, int second, float a,

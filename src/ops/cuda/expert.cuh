@@ -37,6 +37,9 @@ struct ExpertProduct {
   __nv_bfloat16* scaled = nullptr;    // [rows, scaled_pitch]
   std::int64_t scaled_pitch = 0;
   float* next_squares = nullptr;  // [rows, kStatParts]
+  // A weight that a later kernel will read: brought into L2 meanwhile. A multiple of 16 bytes.
+  const void* ahead = nullptr;
+  std::int64_t ahead_bytes = 0;
 };
 cudaError_t expert_qkv(const Stream& s, const ExpertProduct& op);
 cudaError_t expert_gate_up(const Stream& s, const ExpertProduct& op);
@@ -50,6 +53,8 @@ struct ExpertAttention {
   float scale = 1;
   __nv_bfloat16* out = nullptr;  // [rows, pitch]
   std::int64_t pitch = 0;
+  const void* ahead = nullptr;  // as above
+  std::int64_t ahead_bytes = 0;
 };
 cudaError_t expert_attention(const Stream& s, const ExpertAttention& op);
 

@@ -26,12 +26,13 @@ struct Layout {
   int keys, values, weights, maxima, received, barrier, bytes;  // offsets; queries lie at 0
 };
 // What one block sends to another: 32 columns of every row's sum, and every row's maximum and total.
-constexpr int kSentSums = kTile * 32 * 4, kSent = kSentSums + kTile * 8;
+constexpr int kSentPitch = 36, kSentSums = kTile * kSentPitch * 4, kSent = kSentSums + kTile * 8;
 __host__ __device__ __forceinline__ Layout layout_for(int block_keys) {
   Layout l{};
   const int side = block_keys * kPitch * 2;
   l.keys = kQueryBytes;
-  l.values = l.keys + side;
+  l.values =
+      l.keys + (side > kBlocks * kSent ? side : kBlocks * kSent);  // what is sent takes the keys' place
   l.weights = l.values + side;
   l.maxima = l.weights + kTile * (block_keys + 8) * 2;
   l.received = l.maxima + 2 * kTile * 4 * 4;
@@ -81,6 +82,7 @@ __global__ void SF_CLUSTER(kBlocks) __launch_bounds__(kThreads, 1)
   }
   __syncwarp();
   cluster_arrive();
+  prefetch_share(op.ahead, op.ahead_bytes);
   const int known = min(max(s.past - key0, 0), per);
   fetch(0, known, count);
   wait_for_inputs();
@@ -174,22 +176,28 @@ __global__ void SF_CLUSTER(kBlocks) __launch_bounds__(kThreads, 1)
   }
 
   // Every block ends 32 columns: the others send theirs.
-  cluster_wait();
-  const std::uint32_t mine = received + static_cast<std::uint32_t>(rank * kSent);
+  const std::uint32_t sent = base + static_cast<std::uint32_t>(at.keys);
 #pragma unroll
   for (int j = 0; j < 8; ++j)
 #pragma unroll
-    for (int r = 0; r < 2; ++r)
-      send(
-          mine + static_cast<std::uint32_t>(((slab + lane / 4 + 8 * r) * 32 + 8 * j % 32 + lane % 4 * 2) * 4),
-          barrier, quarter * 2 + j / 4, make_float2(o[j][2 * r], o[j][2 * r + 1]));
+    for (int r = 0; r < 2; ++r) {
+      const int to = (quarter * 2 + j / 4) * kSent +
+                     ((slab + lane / 4 + 8 * r) * kSentPitch + 8 * j % 32 + lane % 4 * 2) * 4;
+      *reinterpret_cast<float2*>(shared + at.keys + to) = make_float2(o[j][2 * r], o[j][2 * r + 1]);
+    }
   const int row = thread / 8, column = rank * 32 + thread % 8 * 4;
   {
     const float4 m = *reinterpret_cast<const float4*>(maxima + row * 4);
     const float4 t = *reinterpret_cast<const float4*>(maxima + kTile * 4 + row * 4);
-    send(mine + static_cast<std::uint32_t>(kSentSums + row * 8), barrier, thread % 8,
-         make_float2(fmaxf(fmaxf(m.x, m.y), fmaxf(m.z, m.w)), t.x + t.y + (t.z + t.w)));
+    *reinterpret_cast<float2*>(shared + at.keys + thread % 8 * kSent + kSentSums + row * 8) =
+        make_float2(fmaxf(fmaxf(m.x, m.y), fmaxf(m.z, m.w)), t.x + t.y + (t.z + t.w));
   }
+  fence_async();
+  __syncthreads();
+  cluster_wait();
+  if (thread < kBlocks)
+    send_bytes(received + static_cast<std::uint32_t>(rank * kSent),
+               sent + static_cast<std::uint32_t>(thread * kSent), kSent, barrier, thread);
   barrier_wait(barrier, 0);
   float m[kBlocks], t[kBlocks];
   float4 part[kBlocks];
@@ -199,7 +207,7 @@ __global__ void SF_CLUSTER(kBlocks) __launch_bounds__(kThreads, 1)
     const float2 joined = reinterpret_cast<const float2*>(from + kSentSums)[row];
     m[i] = joined.x;
     t[i] = joined.y;
-    part[i] = reinterpret_cast<const float4*>(from)[thread];
+    part[i] = reinterpret_cast<const float4*>(from)[row * (kSentPitch / 4) + thread % 8];
   }
   float largest = m[0];
 #pragma unroll
@@ -221,6 +229,8 @@ __global__ void SF_CLUSTER(kBlocks) __launch_bounds__(kThreads, 1)
     *reinterpret_cast<uint2*>(op.out + (s.row_begin + token) * op.pitch + head * kDim + column) =
         make_uint2(pack_bf16(out.x * inverse, out.y * inverse), pack_bf16(out.z * inverse, out.w * inverse));
   }
+  cluster_arrive_relaxed();  // nobody leaves before what it sent has been received
+  cluster_wait();
 #endif
 }
 

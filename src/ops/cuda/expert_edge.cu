@@ -41,20 +41,30 @@ __global__ void __launch_bounds__(kThreads) expert_edge_kernel(const __grid_cons
         make_float4(v.x * inverse * (1.0f + scale.x) + shift.x, v.y * inverse * (1.0f + scale.y) + shift.y,
                     v.z * inverse * (1.0f + scale.z) + shift.z, v.w * inverse * (1.0f + scale.w) + shift.w);
     __syncthreads();
-    for (int o = warp; o < op.actions_dim; o += kWarps) {
-      const std::int64_t w = feature_row(op.out, o);
-      float dot = 0;
+    for (int o0 = 2 * warp; o0 < op.actions_dim; o0 += 2 * kWarps) {  // two outputs at a time
+      float4 weights[2][kExpertWidth / 128];
 #pragma unroll
-      for (int i = 0; i < kExpertWidth / 128; ++i) {
-        const float4 a = four_weights(op.out, op.out_weight, w + 128 * i + 4 * lane);
-        const float4 b = reinterpret_cast<const float4*>(normed + 128 * i)[lane];
-        dot += a.x * b.x + a.y * b.y + (a.z * b.z + a.w * b.w);
-      }
-      dot = warp_sum(dot) + op.out_bias[o];
-      if (lane == 0) {
-        op.velocity[row * op.velocity_pitch + o] = dot;
-        float* action = op.actions + row * op.actions_pitch + o;
-        *action = actions[o] = *action + op.dt * dot;
+      for (int e = 0; e < 2; ++e)
+#pragma unroll
+        for (int i = 0; i < kExpertWidth / 128; ++i)
+          weights[e][i] =
+              four_weights(op.out, op.out_weight, feature_row(op.out, o0 + e) + 128 * i + 4 * lane);
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        const int o = o0 + e;
+        float dot = 0;
+#pragma unroll
+        for (int i = 0; i < kExpertWidth / 128; ++i) {
+          const float4 b = reinterpret_cast<const float4*>(normed + 128 * i)[lane], a = weights[e][i];
+          dot += a.x * b.x + a.y * b.y + (a.z * b.z + a.w * b.w);
+        }
+        dot = warp_sum(dot);
+        if (lane == 0 && o < op.actions_dim) {
+          dot += op.out_bias[o];
+          op.velocity[row * op.velocity_pitch + o] = dot;
+          float* action = op.actions + row * op.actions_pitch + o;
+          *action = actions[o] = *action + op.dt * dot;
+        }
       }
     }
   } else if (thread < op.actions_dim) {
@@ -65,6 +75,7 @@ __global__ void __launch_bounds__(kThreads) expert_edge_kernel(const __grid_cons
   float v[4], squares = 0;
 #pragma unroll
   for (int i = 0; i < 4; ++i) v[i] = op.in_bias[4 * thread + i];
+#pragma unroll 4
   for (int c = 0; c < op.actions_dim; c += 4)  // rows are padded with zeros, and so are the actions
 #pragma unroll
     for (int i = 0; i < 4; ++i) {

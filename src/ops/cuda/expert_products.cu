@@ -27,20 +27,14 @@ template <int kTiles, int kChunks, int kCluster>
 struct Shape {
   static constexpr int kBlockDepth = kSlices * kChunks * 32, kDepth = kBlockDepth * kCluster;
   static constexpr int kMain = kTiles * kChunks * kSlices * 1024;  // weights, then the slices' sums
-  static constexpr int kSharedBytes = kMain + (kCluster > 1 ? kCluster * kOwned * 16 + 16 : 0);
+  static constexpr int kReceived = kCluster > 1 ? kCluster* kOwned * 16 : 0;
+  static constexpr int kKept = kMain + kReceived;  // what threads keep for the end, and a barrier
+  static constexpr int kKeptSlots = kCluster > 1 ? 2 : kTiles > 2 ? kTiles : 3 * kTiles + 2;
+  static constexpr int kSharedBytes = kKept + kKeptSlots * kThreads * 8 + 16;
   static constexpr int kAhead = kTiles > 2 ? 2 : 3;
   static_assert(kMain >= kSlices * kTiles * 8 * 32 * 16);
 };
 
-// Asks for what is needed later.
-__device__ __forceinline__ void touch(const float* p) {
-  asm volatile("{.reg .f32 unused; ld.global.nc.f32 unused, [%0];}" ::"l"(p) : "memory");
-}
-__device__ __forceinline__ void touch_angle(const DeviceQkv& qkv, const DeviceQkv::Place& p, int position) {
-  const std::int64_t at = static_cast<std::int64_t>(position) * (kExpertHeadDim / 2) + p.i;
-  touch(qkv.cos + at);
-  touch(qkv.sin + at);
-}
 template <Kind kKind, int kTiles, int kChunks, int kCluster>
 __global__ void SF_CLUSTER(kCluster) __launch_bounds__(kThreads, 2)
     expert_product_kernel(const __grid_constant__ ExpertProduct op) {
@@ -51,8 +45,8 @@ __global__ void SF_CLUSTER(kCluster) __launch_bounds__(kThreads, 2)
   const int slice = warp / 2, half = warp % 2;
   const int tile = static_cast<int>(blockIdx.x) / kCluster, rank = static_cast<int>(blockIdx.x) % kCluster;
   const int depth0 = rank * S::kBlockDepth + slice * kChunks * 32 + lane % 4 * 8;
-  const std::uint32_t received = shared_address(shared) + S::kMain,
-                      barrier = received + kCluster * kOwned * 16;
+  const std::uint32_t received = shared_address(shared) + S::kMain;
+  const std::uint32_t barrier = shared_address(shared) + S::kSharedBytes - 16;
   if constexpr (kCluster > 1) {
     if (thread == 0) {
       barrier_init(barrier, 1);
@@ -76,32 +70,47 @@ __global__ void SF_CLUSTER(kCluster) __launch_bounds__(kThreads, 2)
     copy_commit();
   };
   fetch_weights();
+  prefetch_share(op.ahead, op.ahead_bytes);
+
   // What this thread ends: the rows 8 warp + 2 (lane % 4) and the next of every 64, of the pairs lane / 4 of
-  // every 16 weight rows. What it needs for that and has nothing to do with x is asked for now, so that it is
-  // in the cache by then. The count and the segments were there before this inference's first kernel.
+  // every 16 weight rows. What it needs for that and has nothing to do with x it fetches now and keeps, as
+  // the count and the segments were there before this inference's first kernel.
   const int rows = valid(op.rows), end_row = 8 * warp + lane % 4 * 2, pair0 = tile * 8 * kTiles + lane / 4;
   const int owned_first = 2 * (tile * 16 + thread % 16);
+  float2* kept = reinterpret_cast<float2*>(shared + S::kKept) + thread;
+  const auto keep_angles = [&](int row0) {
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+      Segment segment{.slot = -1};
+      if (row0 + end_row + e >= rows ||
+          !find_segment(op.qkv.segments, valid(op.qkv.segment_count), row0 + end_row + e, segment))
+        segment = {.slot = -1};
+      const int position = segment.past + row0 + end_row + e - segment.row_begin;
+      reinterpret_cast<int2*>(kept)[(3 * kTiles + e) * kThreads] = make_int2(segment.slot, position);
+#pragma unroll
+      for (int m = 0; m < kTiles; ++m) {
+        int first, second;
+        pair_features(op.w, pair0 + m * 8, first, second);
+        const DeviceQkv::Place place = op.qkv.place(first, second);
+        kept[(kTiles + 2 * m + e) * kThreads] =
+            segment.slot >= 0 && op.qkv.rotates(place) ? op.qkv.angle(place, position) : make_float2(1, 0);
+      }
+    }
+  };
   if constexpr (kKind == Kind::kResidual) {
-    touch(op.gate + owned_first);
-    if (op.next_scale != nullptr) touch(op.next_scale + owned_first);
+    if (thread < kOwned) {
+      kept[0] = *reinterpret_cast<const float2*>(op.gate + owned_first);
+      if (op.next_scale != nullptr)
+        kept[kThreads] = *reinterpret_cast<const float2*>(op.next_scale + owned_first);
+    }
   } else {
-    const int segments = kKind == Kind::kQkv ? valid(op.qkv.segment_count) : 0;
 #pragma unroll
     for (int m = 0; m < kTiles; ++m) {
       int first, second;
       pair_features(op.w, pair0 + m * 8, first, second);
-      touch(op.shift + first);
-      touch(op.shift + second);
-      if constexpr (kKind == Kind::kQkv) {
-        const DeviceQkv::Place place = op.qkv.place(first, second);
-        Segment segment;
-#pragma unroll
-        for (int e = 0; e < 2; ++e)
-          if (end_row + e < rows && find_segment(op.qkv.segments, segments, end_row + e, segment) &&
-              op.qkv.rotates(place))
-            touch_angle(op.qkv, place, segment.past + end_row + e - segment.row_begin);
-      }
+      kept[m * kThreads] = make_float2(__ldg(op.shift + first), __ldg(op.shift + second));
     }
+    if constexpr (kKind == Kind::kQkv) keep_angles(0);
   }
   wait_for_inputs();
   release_successor();
@@ -204,19 +213,20 @@ __global__ void SF_CLUSTER(kCluster) __launch_bounds__(kThreads, 2)
       } else {
         int first, second;
         pair_features(op.w, pair0 + m * 8, first, second);
-        const float shift[2] = {__ldg(op.shift + first), __ldg(op.shift + second)};
+        const float2 shift = kept[m * kThreads];
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
           const int row = row0 + end_row + e;
           if (row >= rows) break;
-          const float a = (e == 0 ? v.x : v.y) * inverse[e] + shift[0];
-          const float b = (e == 0 ? v.z : v.w) * inverse[e] + shift[1];
+          const float a = (e == 0 ? v.x : v.y) * inverse[e] + shift.x;
+          const float b = (e == 0 ? v.z : v.w) * inverse[e] + shift.y;
           if constexpr (kKind == Kind::kGateUp) {
             op.y[row * op.y_pitch + first] = __float2bfloat16(gelu(a) * b);
           } else {
-            Segment segment;
-            if (find_segment(op.qkv.segments, valid(op.qkv.segment_count), row, segment))
-              op.qkv.put(segment, row, first, second, a, b);
+            const int2 at = reinterpret_cast<const int2*>(kept)[(3 * kTiles + e) * kThreads];
+            if (at.x >= 0)
+              op.qkv.put(op.qkv.place(first, second), at.x, at.y, row, kept[(kTiles + 2 * m + e) * kThreads],
+                         a, b);
           }
         }
       }
@@ -224,10 +234,7 @@ __global__ void SF_CLUSTER(kCluster) __launch_bounds__(kThreads, 2)
 
     if constexpr (kKind == Kind::kResidual) {
       if (thread < kOwned) {
-        const float2 gate = *reinterpret_cast<const float2*>(op.gate + owned_first);
-        const float2 scale = op.next_scale != nullptr
-                                 ? *reinterpret_cast<const float2*>(op.next_scale + owned_first)
-                                 : make_float2(0, 0);
+        const float2 gate = kept[0], scale = kept[kThreads];
         barrier_wait(barrier, parity);
         float square[2] = {};
         const float4* parts = reinterpret_cast<const float4*>(shared + S::kMain) + thread;
@@ -265,6 +272,7 @@ __global__ void SF_CLUSTER(kCluster) __launch_bounds__(kThreads, 2)
       if constexpr (kCluster > 1) cluster_sync();
       __syncthreads();
       fetch_weights();
+      if constexpr (kKind == Kind::kQkv) keep_angles(row0 + kRows);
     }
   }
 #endif

@@ -89,6 +89,32 @@ __device__ __forceinline__ void tensor_load_both(std::uint32_t shared, const voi
       : "memory");
 }
 
+// Shared memory of this block to the same or another place in block `rank`'s, in one go; what was written
+// there must have passed fence_async() and a barrier.
+__device__ __forceinline__ void send_bytes(std::uint32_t to, std::uint32_t from, int bytes,
+                                           std::uint32_t barrier, int rank) {
+  asm volatile(
+      "{.reg .b32 a, b; mapa.shared::cluster.u32 a, %0, %4; mapa.shared::cluster.u32 b, %3, %4; "
+      "cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes [a], [%1], %2, [b];}" ::"r"(to),
+      "r"(from), "r"(bytes), "r"(barrier), "r"(rank)
+      : "memory");
+}
+__device__ __forceinline__ void fence_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
+// This block's share of `bytes` at `from` is brought into L2, for a kernel to come.
+__device__ __forceinline__ void prefetch_share(const void* from, std::int64_t bytes) {
+  constexpr int kPiece = 16384;
+  if (threadIdx.x != 0 || from == nullptr) return;
+  const std::int64_t blocks = static_cast<std::int64_t>(gridDim.x) * gridDim.y;
+  const std::int64_t share = (bytes / blocks + 127) / 128 * 128;
+  const std::int64_t begin = share * (blockIdx.x + static_cast<std::int64_t>(blockIdx.y) * gridDim.x);
+  const std::int64_t end = min(begin + share, bytes);
+  for (std::int64_t at = begin; at < end; at += kPiece)
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(static_cast<const char*>(from) + at),
+                 "r"(static_cast<std::uint32_t>(min(static_cast<std::int64_t>(kPiece), end - at)))
+                 : "memory");
+}
+
 // A tile of 128-byte rows, 128-byte swizzle, depth along the row.
 __device__ __forceinline__ std::uint64_t tile_descriptor(std::uint32_t shared) {
   return static_cast<std::uint64_t>((shared & 0x3FFFF) >> 4) | (std::uint64_t{1} << 16) |
