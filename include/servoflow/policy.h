@@ -48,6 +48,7 @@ struct InferOptions {
 struct PolicyInfo {
   std::string checkpoint, layout;          // "openpi" | "lerobot" | "servoflow" | "synthetic"
   std::string device, backend, precision;  // what runs
+  std::string hardware;                    // the GPU and its driver; empty on the CPU
   int threads = 0;
   int horizon = 0, model_action_dim = 0, image_size = 0, max_tokens = 0, camera_slots = 0;
   std::uint64_t parameters = 0, weight_bytes = 0, workspace_bytes = 0;

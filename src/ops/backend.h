@@ -81,6 +81,9 @@ class Backend {
   // Waits for everything enqueued; the first error since the last finish().
   Status finish();
 
+  // The device and what drives it, for reports: "NVIDIA H200, driver 13.0, runtime 13.0"; empty for the CPU.
+  virtual std::string hardware() const { return {}; }
+
   // A backend that can record work replays it with one call. `body` only enqueues on this backend and reads
   // nothing on the host but what `key` names and what it uploads from staging memory: it is recorded the
   // first time a key is seen and replayed from then on. Without recording it simply runs.

@@ -86,6 +86,7 @@ Status NetworkImpl::open(std::shared_ptr<const weights::WeightSource> source,
   info_ = {.device = backend_->device(),
            .backend = backend_->name(),
            .precision = choice.precision,
+           .hardware = backend_->hardware(),
            .threads = backend_->threads(),
            .parameters = loader.parameters(),
            .weight_bytes = loader.packed_bytes(),
@@ -286,9 +287,7 @@ Status NetworkImpl::run(std::span<const NetworkRequest> requests, int steps, Sta
                         StageTap* tap) {
   if (tap != nullptr && requests.size() != 1)
     return Status::runtime("a stage tap watches one request at a time");
-  const auto t0 = Clock::now();
   SF_RETURN_IF_ERROR(stage_inputs(requests));
-  if (getenv("SF_DEBUG_TIMES")) fprintf(stderr, "stage %.3f\n", milliseconds_since(t0));
   expect_inputs(static_cast<int>(requests.size()));
   SF_ASSIGN_OR_RETURN(const stages::Schedule* schedule, denoise_.schedule(*backend_, steps));
   if (tap == nullptr && backend_->records()) {
@@ -364,13 +363,8 @@ Status NetworkImpl::run_recorded(const stages::Schedule& schedule, int requests,
                        static_cast<std::size_t>(requests * arch_.horizon * arch_.action_dim) * sizeof(float));
     backend_->mark(5);
   };
-  const auto t1 = Clock::now();
   backend_->replay(key, std::cref(body));
-  const double launched = milliseconds_since(t1);
   SF_RETURN_IF_ERROR(backend_->finish());
-  if (getenv("SF_DEBUG_TIMES")) fprintf(stderr, "launch %.3f finish %.3f\n", launched, milliseconds_since(t1));
-  if (getenv("SF_DEBUG_TIMES"))
-    fprintf(stderr, "upload %.3f embed.. download %.3f all %.3f\n", backend_->elapsed(0, 1), backend_->elapsed(4, 5), backend_->elapsed(0, 5));
   if (times != nullptr) {
     times->vision = backend_->elapsed(1, 2);
     times->prefix = backend_->elapsed(2, 3);

@@ -37,7 +37,7 @@ struct NetworkOptions {
 };
 
 struct NetworkInfo {
-  std::string device, backend, precision;
+  std::string device, backend, precision, hardware;
   int threads = 0;
   std::uint64_t parameters = 0, weight_bytes = 0, workspace_bytes = 0;
 };

@@ -70,6 +70,7 @@ struct Policy::Impl {
     info.device = n.device;
     info.backend = n.backend;
     info.precision = n.precision;
+    info.hardware = n.hardware;
     info.threads = n.threads;
     info.parameters = n.parameters;
     info.weight_bytes = n.weight_bytes;

@@ -165,6 +165,7 @@ class Bench {
     report.device = info.device;
     report.backend = info.backend;
     report.precision = info.precision;
+    report.hardware = info.hardware;
     report.threads = info.threads;
     report.repeat = o_.repeat;
     report.warmup = o_.warmup;
@@ -191,7 +192,8 @@ class Bench {
       SF_RETURN_IF_ERROR(traced.status());
       report.components = component_table(zones::collect());
     }
-    if (o_.peaks) report.peaks = measure_peaks(info.threads);
+    // The peaks are the CPU's: a GPU's rates stand without a share of them.
+    if (o_.peaks && info.hardware.empty()) report.peaks = measure_peaks(info.threads);
     return {};
   }
 

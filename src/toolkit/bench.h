@@ -38,7 +38,7 @@ struct StageBench {
 };
 
 struct BenchReport {
-  std::string model, layout, device, backend, precision;
+  std::string model, layout, device, backend, precision, hardware;
   int threads = 0, repeat = 0, warmup = 0;
   WorkShape work;
   double ready_s = 0;
@@ -55,7 +55,8 @@ Result<BenchReport> run_bench(const BenchOptions& options);
 
 std::string bench_text(const BenchReport& report);
 // The documented schema: {work, precision, device, ready_s, peak_rss_bytes, device_bytes, end_to_end_ms,
-// stages_ms, machine, build} and, beyond it, {model, backend, threads, warmup_ms, rates, peaks, components}.
+// stages_ms, machine, build} and, beyond it, {model, backend, threads, hardware, warmup_ms, rates, peaks,
+// components}.
 Json bench_to_json(const BenchReport& report);
 
 }  // namespace servoflow::toolkit

@@ -37,12 +37,13 @@ std::string row(const std::string& name, const Distribution& d) {
 std::string bench_text(const BenchReport& r) {
   const WorkShape& w = r.work;
   std::string out = fmt::format(
-      "{} on {}, {}, {} threads\n{} views, {} tokens, horizon {}, {} steps, batch {}; {} runs after {} of "
+      "{} on {}, {}, {}\n{} views, {} tokens, horizon {}, {} steps, batch {}; {} runs after {} of "
       "warm-up\n",
-      r.model, r.backend, r.precision, r.threads, w.views, w.tokens, w.horizon, w.steps, w.batch, r.repeat,
-      r.warmup);
-  out += fmt::format("ready in {:.2f} s; peak memory {}, of it weights and workspace {}\n\n", r.ready_s,
+      r.model, r.backend, r.precision, r.hardware.empty() ? fmt::format("{} threads", r.threads) : r.hardware,
+      w.views, w.tokens, w.horizon, w.steps, w.batch, r.repeat, r.warmup);
+  out += fmt::format("ready in {:.2f} s; peak memory {}, {} weights and workspace {}\n\n", r.ready_s,
                      bytes_text(static_cast<double>(r.peak_rss_bytes)),
+                     r.hardware.empty() ? "of it" : "and on the GPU",
                      bytes_text(static_cast<double>(r.device_bytes)));
   out += fmt::format("{:<14}{:>10}{:>10}{:>10}{:>9}{:>10}{:>10}{:>10}{:>9}{:>8}{:>8}{:>8}\n", "ms", "min",
                      "p50", "mean", "std", "p95", "p99", "GFLOP", "GFLOP/s", "of peak", "GB/s", "of peak");
@@ -52,7 +53,7 @@ std::string bench_text(const BenchReport& r) {
     out += row((s.name == "step" ? "    " : "  ") + s.name, s.ms);
     if (s.work.flops > 0) {
       const Rate have = rate(s);
-      out += fmt::format("{:>10.3g}{:>9.4g}{:>8}{:>8.3g}{:>8}", s.work.flops / 1e9, have.gflops,
+      out += fmt::format("{:>10.4g}{:>9.0f}{:>8}{:>8.3g}{:>8}", s.work.flops / 1e9, have.gflops,
                          share(have.gflops, arithmetic_peak(r)), have.gbs,
                          share(have.gbs, r.peaks ? r.peaks->read.all : 0));
     }
@@ -92,6 +93,7 @@ Json bench_to_json(const BenchReport& r) {
               {"device", r.device},
               {"backend", r.backend},
               {"precision", r.precision},
+              {"hardware", r.hardware.empty() ? Json(nullptr) : Json(r.hardware)},
               {"threads", r.threads},
               {"repeat", r.repeat},
               {"warmup", r.warmup},

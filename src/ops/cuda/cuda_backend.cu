@@ -5,6 +5,7 @@
 #include "core/bf16.h"
 #include "core/status_macros.h"
 #include "ops/cuda/cuda_backend.cuh"
+#include "ops/cuda/portable.h"
 #include "ops/host_rows.h"
 
 namespace servoflow::ops::cuda {
@@ -22,7 +23,8 @@ Status cuda_error(cudaError_t error, const std::string& what) {
 
 }  // namespace
 
-Result<std::unique_ptr<CudaBackend>> CudaBackend::create(const std::string& precision, int ordinal) {
+Result<std::unique_ptr<CudaBackend>> CudaBackend::create(const std::string& precision, int ordinal,
+                                                         bool portable) {
   int devices = 0;
   if (const cudaError_t e = cudaGetDeviceCount(&devices); e != cudaSuccess || devices == 0)
     return Status::runtime(std::string("--device cuda: no usable GPU: ") +
@@ -43,11 +45,16 @@ Result<std::unique_ptr<CudaBackend>> CudaBackend::create(const std::string& prec
     return Status::runtime("--device cuda: this build has no code for " + std::string(p.name) + " (sm_" +
                            std::to_string(p.major) + std::to_string(p.minor) + "): " + cudaGetErrorString(e));
   b->processors_ = p.multiProcessorCount;
-  b->wgmma_ = b->half_ && p.major == 9 && p.minor == 0 && wgmma_is_built();
-  b->clusters_ = b->half_ && p.major >= 9;
+  b->wgmma_ = b->half_ && !portable && p.major == 9 && p.minor == 0 && wgmma_is_built();
+  b->clusters_ = b->half_ && !portable && p.major >= 9;
   b->name_ = "cuda/sm_" + std::to_string(p.major) + std::to_string(p.minor) + (b->wgmma_ ? "a" : "") +
              (b->half_ ? "_bf16" : "");
-  b->stream_.early_start = p.major >= 9;
+  int driver = 0, runtime = 0;
+  cudaDriverGetVersion(&driver);
+  cudaRuntimeGetVersion(&runtime);
+  const auto version = [](int v) { return std::to_string(v / 1000) + "." + std::to_string(v % 1000 / 10); };
+  b->hardware_ = std::string(p.name) + ", CUDA driver " + version(driver) + ", runtime " + version(runtime);
+  b->stream_.early_start = !portable && p.major >= 9;
   SF_RETURN_IF_ERROR(
       must(cudaStreamCreateWithFlags(&b->stream_.stream, cudaStreamNonBlocking), "cudaStreamCreate"));
   for (cudaEvent_t& event : b->marks_) SF_RETURN_IF_ERROR(must(cudaEventCreate(&event), "cudaEventCreate"));
@@ -302,7 +309,13 @@ bool cuda_is_built() { return true; }
 
 Result<std::unique_ptr<Backend>> make_cuda_backend(const std::string& precision, int ordinal) {
   SF_ASSIGN_OR_RETURN(std::unique_ptr<cuda::CudaBackend> backend,
-                      cuda::CudaBackend::create(precision, ordinal));
+                      cuda::CudaBackend::create(precision, ordinal, false));
+  return std::unique_ptr<Backend>(std::move(backend));
+}
+
+Result<std::unique_ptr<Backend>> make_portable_cuda_backend(const std::string& precision, int ordinal) {
+  SF_ASSIGN_OR_RETURN(std::unique_ptr<cuda::CudaBackend> backend,
+                      cuda::CudaBackend::create(precision, ordinal, true));
   return std::unique_ptr<Backend>(std::move(backend));
 }
 

@@ -16,10 +16,13 @@ namespace servoflow::ops::cuda {
 
 class CudaBackend : public Backend {
  public:
-  static Result<std::unique_ptr<CudaBackend>> create(const std::string& precision, int ordinal);
+  // `portable`: see portable.h.
+  static Result<std::unique_ptr<CudaBackend>> create(const std::string& precision, int ordinal,
+                                                     bool portable);
   ~CudaBackend() override;
 
   std::string name() const override { return name_; }
+  std::string hardware() const override { return hardware_; }
   std::string device() const override { return "cuda:" + std::to_string(ordinal_); }
   DType activation_dtype() const override { return half_ ? DType::kBF16 : DType::kF32; }
   std::int64_t pitch(int cols, DType dtype) const override;
@@ -89,7 +92,7 @@ class CudaBackend : public Backend {
 
   int ordinal_ = 0, processors_ = 0;
   bool half_ = false, wgmma_ = false, clusters_ = false;
-  std::string name_;
+  std::string name_, hardware_;
   Stream stream_;
   std::vector<void*> blocks_, pinned_;
   char* arena_ = nullptr;

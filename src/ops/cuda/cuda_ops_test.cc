@@ -1,17 +1,18 @@
 // The CUDA backend against the reference. Needs a GPU.
 #include "ops/conformance.h"
+#include "ops/cuda/portable.h"
 
 namespace servoflow::ops {
 namespace {
 
-Variant variant(const char* precision) {
-  return {precision, [=] {
-            auto made = make_backend({.device = "cuda", .precision = precision});
+Variant variant(const char* precision, bool portable = false) {
+  return {std::string(precision) + (portable ? "_portable" : ""), [=] {
+            auto made = portable ? make_portable_cuda_backend(precision, 0) : make_cuda_backend(precision, 0);
             if (!made.ok()) {
               std::printf("%s\n", std::string(made.status().message()).c_str());
               std::exit(1);
             }
-            return std::move(made->backend);
+            return std::move(*made);
           }};
 }
 
@@ -130,7 +131,7 @@ TEST_P(Ops, ExpertOfFullSize) {
   EXPECT_EQ(moved[3], moved[1]) << "alone";
 }
 
-INSTANTIATE_TEST_SUITE_P(Cuda, Ops, testing::Values(variant("fp32"), variant("bf16")),
+INSTANTIATE_TEST_SUITE_P(Cuda, Ops, testing::Values(variant("fp32"), variant("bf16"), variant("bf16", true)),
                          [](const auto& info) { return info.param.name; });
 
 }  // namespace

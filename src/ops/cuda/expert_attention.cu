@@ -1,6 +1,7 @@
 // Attention of suffix rows: 32 (row, head) pairs per cluster of eight blocks, each block an eighth of the
-// keys. The prefix's keys and values are fetched before the queries exist. How the keys are split depends on
-// their number alone, and the eight partial results are joined in order.
+// keys. The prefix's keys and values are fetched before the queries exist. A kernel of the loop lets its
+// successor start after its own wait, so that all before the loop is complete by then. How the keys are split
+// depends on their number alone, and the eight partial results are joined in order.
 #include "ops/cuda/expert.cuh"
 #include "ops/cuda/hopper.cuh"
 
@@ -29,14 +30,13 @@ struct Layout {
 constexpr int kSentPitch = 36, kSentSums = kTile * kSentPitch * 4, kSent = kSentSums + kTile * 8;
 __host__ __device__ __forceinline__ Layout layout_for(int block_keys) {
   Layout l{};
-  const int side = block_keys * kPitch * 2;
+  const int side = block_keys * kPitch * 2, exchanged = kBlocks * kSent;
   l.keys = kQueryBytes;
-  l.values =
-      l.keys + (side > kBlocks * kSent ? side : kBlocks * kSent);  // what is sent takes the keys' place
-  l.weights = l.values + side;
+  l.values = l.keys + (side > exchanged ? side : exchanged);  // what is sent takes the keys' place
+  l.received = l.values;                                      // and what is received the values'
+  l.weights = l.values + (side > exchanged ? side : exchanged);
   l.maxima = l.weights + kTile * (block_keys + 8) * 2;
-  l.received = l.maxima + 2 * kTile * 4 * 4;
-  l.barrier = l.received + kBlocks * kSent;
+  l.barrier = l.maxima + 2 * kTile * 4 * 4;
   l.bytes = l.barrier + 16;
   return l;
 }
@@ -80,8 +80,6 @@ __global__ void SF_CLUSTER(kBlocks) __launch_bounds__(kThreads, 1)
     barriers_ready();
     barrier_expect(barrier, kBlocks * kSent);
   }
-  __syncwarp();
-  cluster_arrive();
   prefetch_share(op.ahead, op.ahead_bytes);
   const int known = min(max(s.past - key0, 0), per);
   fetch(0, known, count);
@@ -175,7 +173,9 @@ __global__ void SF_CLUSTER(kBlocks) __launch_bounds__(kThreads, 1)
     }
   }
 
-  // Every block ends 32 columns: the others send theirs.
+  // Every block ends 32 columns: the others send theirs, once all are done with their keys and values.
+  __syncwarp();
+  cluster_arrive();
   const std::uint32_t sent = base + static_cast<std::uint32_t>(at.keys);
 #pragma unroll
   for (int j = 0; j < 8; ++j)

@@ -63,11 +63,53 @@ __device__ __forceinline__ void group_sync(int group) {
   asm volatile("bar.sync %0, 128;" ::"r"(group) : "memory");
 }
 
+// Where a tile's pair of q, k or v features goes when all its rows belong to one segment.
+struct QkvColumn {
+  bool whole = false, rotates = false;
+  __nv_bfloat16* out = nullptr;  // of the tile's first row
+  int stride = 0;                // elements from row to row
+  const float *cos = nullptr, *sin = nullptr;
+  int angle_stride = 0;
+  float bias0 = 0, bias1 = 0;
+};
+
+__device__ __forceinline__ QkvColumn qkv_column(const DeviceQkv& qkv, int row0, int last_row, int first,
+                                                int second) {
+  QkvColumn c;
+  Segment s;
+  c.whole = find_segment(qkv.segments, valid(qkv.segment_count), row0, s) && last_row < s.row_begin + s.rows;
+  if (!c.whole) return c;
+  const DeviceQkv::Place p = qkv.place(first, second);
+  const int position = s.past + row0 - s.row_begin;
+  c.bias0 = p.bias0;
+  c.bias1 = p.bias1;
+  c.stride = qkv.head_dim;
+  c.rotates = qkv.rotates(p);
+  if (c.rotates) {
+    c.angle_stride = qkv.head_dim / 2;
+    c.cos = qkv.cos + static_cast<std::int64_t>(position) * c.angle_stride + p.i;
+    c.sin = qkv.sin + static_cast<std::int64_t>(position) * c.angle_stride + p.i;
+  }
+  if (p.head < qkv.heads) {
+    c.stride = qkv.heads * qkv.head_dim;
+    c.out = static_cast<__nv_bfloat16*>(qkv.q) + static_cast<std::int64_t>(row0) * c.stride +
+            p.head * qkv.head_dim + 2 * p.i;
+  } else if (p.head < qkv.heads + qkv.kv_heads) {
+    c.out =
+        static_cast<__nv_bfloat16*>(qkv.k) + qkv.cache_row(s.slot, p.head - qkv.heads, position) + 2 * p.i;
+  } else {
+    c.out = static_cast<__nv_bfloat16*>(qkv.v) +
+            qkv.cache_row(s.slot, p.head - qkv.heads - qkv.kv_heads, position) + p.i;
+  }
+  return c;
+}
+
 // Rows row0 + warp, + 4, … (eight of them, below row0 + end), whose sums of the features `first` and `second`
-// lie at handed[i * kHandedPitch] and 32 further. All eight are under way at once: a block has too few warps
-// to hide one row's latency behind another's.
-__device__ __forceinline__ void end_rows(const Product& op, int split, const float* handed, int row0,
-                                         int warp, int end, int first, int second) {
+// lie at handed[i * kHandedPitch] and 32 further; `tile_row` of the tile's. All eight are under way at once:
+// a block has too few warps to hide one row's latency behind another's.
+__device__ __forceinline__ void end_rows(const Product& op, const QkvColumn& column, int split,
+                                         const float* handed, int row0, int tile_row, int warp, int end,
+                                         int first, int second) {
   constexpr int kAtOnce = kChunkRows / 4;
   float a[kAtOnce], b[kAtOnce];
 #pragma unroll
@@ -90,6 +132,23 @@ __device__ __forceinline__ void end_rows(const Product& op, int split, const flo
 #pragma unroll
     for (int i = 0; i < kAtOnce; ++i)
       if (4 * i < end) out[4 * i * e.pitch] = __float2bfloat16(a[i]);
+  } else if (op.to_qkv && column.whole) {
+    const int row = tile_row + warp;
+    float2 turn[kAtOnce];
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      turn[i] = make_float2(1, 0);
+      if (column.rotates && 4 * i < end)
+        turn[i] = make_float2(__ldg(column.cos + (row + 4 * i) * column.angle_stride),
+                              __ldg(column.sin + (row + 4 * i) * column.angle_stride));
+    }
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      const float x = a[i] + column.bias0, y = b[i] + column.bias1;
+      if (4 * i < end)
+        *reinterpret_cast<std::uint32_t*>(column.out + (row + 4 * i) * column.stride) =
+            pack_bf16(x * turn[i].x - y * turn[i].y, y * turn[i].x + x * turn[i].y);
+    }
   } else if (op.to_qkv) {
     const DeviceQkv::Place place = op.qkv.place(first, second);
     const bool rotates = op.qkv.rotates(place);
@@ -256,6 +315,9 @@ __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(kThreads, 1)
       int first, second;
       pair_features(op.w, (u.weight0 + half) / 2 + lane, first, second);
       const bool present = first < (op.w.order == RowOrder::kGated ? op.w.n / 2 : op.w.n);
+      QkvColumn column;
+      if (op.to_qkv && present)
+        column = qkv_column(op.qkv, u.row0, min(u.row0 + kRows, rows) - 1, first, second);
       float* handed = reinterpret_cast<float*>(memory + (staged - shared_address(memory)));
 #pragma unroll 1
       for (int chunk = 0; chunk < T::kChunks && u.row0 + chunk * kChunkRows < rows; ++chunk) {
@@ -274,7 +336,8 @@ __global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(kThreads, 1)
         group_sync(group);
         const int row0 = u.row0 + chunk * kChunkRows,
                   end = min(min(kChunkRows, kRows - chunk * kChunkRows), rows - row0);
-        if (present) end_rows(op, u.split, handed + lane, row0, warp, end, first, second);
+        if (present)
+          end_rows(op, column, u.split, handed + lane, row0, chunk * kChunkRows, warp, end, first, second);
         group_sync(group);
       }
     }
@@ -326,7 +389,7 @@ bool wgmma_is_built() {
 bool wgmma_takes(const Product& op) {
   const DeviceEpilogue& e = op.epilogue;
   if (!op.w.tensor_core || op.x.dtype != DType::kBF16 || op.x.pitch % 8 != 0 || op.w.n % 2 != 0) return false;
-  if (op.to_qkv) return true;
+  if (op.to_qkv) return !op.qkv.f32;
   if (op.w.order == RowOrder::kGated)
     return op.geglu && !e.f32 && e.row_map == nullptr && e.gate == nullptr && e.row_bias == nullptr;
   return op.w.order == RowOrder::kAdjacent;
