@@ -37,7 +37,8 @@ struct PackOptions {
   // Float32 arithmetic and no rounding below the stored precision (time and action projections), whatever the
   // backend's precision.
   bool keep_float32 = false;
-  int head_dim = 0;  // kHeads
+  int head_dim = 0;       // kHeads
+  bool few_rows = false;  // tens of rows pass through at a time, not hundreds: a hint for the layout
 };
 
 struct ExpertWeights;

@@ -74,7 +74,7 @@ class Device {
     return static_cast<const T*>(device);
   }
   Weight weight(const std::vector<std::vector<float>>& parts, int k, PackMode mode, DType stored,
-                int head_dim = 0) {
+                int head_dim = 0, bool few_rows = false) {
     std::vector<std::vector<bf16>> halves;
     std::vector<HostMatrix> host;
     for (const auto& part : parts) {
@@ -86,7 +86,7 @@ class Device {
           {stored, static_cast<int>(parts[i].size()) / k, k,
            stored == DType::kF32 ? std::as_bytes(std::span(parts[i])) : std::as_bytes(std::span(halves[i])),
            "w"});
-    auto w = b->pack(host, {.mode = mode, .head_dim = head_dim});
+    auto w = b->pack(host, {.mode = mode, .head_dim = head_dim, .few_rows = few_rows});
     EXPECT_TRUE(w.ok()) << w.status().message();
     return *w;
   }
@@ -404,21 +404,23 @@ TEST_P(Ops, AttentionSurvivesHugeScores) {
 // What a transformer block needs, on one backend, from the same numbers.
 struct BlockParts {
   Device& d;
+  bool few_rows = false;
   unsigned seed = 100;
   std::vector<float> values(int n, float scale) { return normal(static_cast<std::size_t>(n), ++seed, scale); }
   const float* vector(int n, float scale = 0.2f) { return d.array(values(n, scale)); }
   Weight linear(int n, int k, float scale = 1) {
     return d.weight({values(n * k, scale / std::sqrt(static_cast<float>(k)))}, k, PackMode::kConcat,
-                    DType::kBF16);
+                    DType::kBF16, 0, few_rows);
   }
   Weight heads(int heads, int kv, int dim, int k) {
     const float s = 1 / std::sqrt(static_cast<float>(k));
     return d.weight({values(heads * dim * k, s), values(kv * dim * k, s), values(kv * dim * k, s)}, k,
-                    PackMode::kHeads, DType::kBF16, dim);
+                    PackMode::kHeads, DType::kBF16, dim, few_rows);
   }
   Weight gated(int mlp, int k) {
     const float s = 1 / std::sqrt(static_cast<float>(k));
-    return d.weight({values(mlp * k, s), values(mlp * k, s)}, k, PackMode::kInterleave, DType::kBF16);
+    return d.weight({values(mlp * k, s), values(mlp * k, s)}, k, PackMode::kInterleave, DType::kBF16, 0,
+                    few_rows);
   }
   BlockScratch scratch(int rows, int width, int heads, int kv, int dim, int mlp) {
     const DType act = d.b->activation_dtype();

@@ -160,6 +160,7 @@ Result<Weight> CudaBackend::pack(std::span<const HostMatrix> parts, const PackOp
   }
   w.padded_n = static_cast<int>(round_up(static_cast<std::uint64_t>(rows), 128));
   w.pitch = static_cast<std::int64_t>(round_up(static_cast<std::uint64_t>(w.k), 64));
+  w.tiled = options.few_rows && w.tensor_core && clusters_;
   Weight out{.n = w.n,
              .k = w.k,
              .stored = w.f32 ? DType::kF32 : DType::kBF16,

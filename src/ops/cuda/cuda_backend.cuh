@@ -106,7 +106,8 @@ class CudaBackend : public Backend {
   cudaEvent_t marks_[kMarks] = {};
   bool recording_ = false;
   std::unordered_map<const float*, ShiftProducts> shift_products_;
-  Scratch squares_, partials_, rounded_;  // of residual rows; of split sums; of inputs rounded to bf16
+  Scratch squares_, expert_rows_, partials_,
+      rounded_;  // of residual rows; of split sums; of inputs rounded to bf16
 };
 
 }  // namespace servoflow::ops::cuda

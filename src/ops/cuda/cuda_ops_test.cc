@@ -59,7 +59,7 @@ TEST_P(Ops, ExpertOfFullSize) {
     suffix.push_back({r * horizon, horizon, r, past[static_cast<std::size_t>(r)]});
   std::vector<std::vector<float>> moved;
   for (Device* d : {&reference, &device}) {
-    BlockParts p{*d};
+    BlockParts p{*d, true};
     const DType f32 = DType::kF32;
     const KvCache cache = p.cache(depth, 4, keys, 1, dim);
     const RopeTable rope = p.rope(keys, dim);

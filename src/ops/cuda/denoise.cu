@@ -22,7 +22,7 @@ bool CudaBackend::takes_expert(const ExpertWeights& w) {
       return false;
     for (const Weight* one : {&l.qkv, &l.out, &l.gate_up, &l.down}) {
       const WeightLayout* layout = layout_of(*one);
-      if (layout == nullptr || !layout->tensor_core || layout->pitch != layout->k) return false;
+      if (layout == nullptr || !layout->tiled) return false;
     }
     if (layout_of(l.qkv)->order != RowOrder::kRotated || layout_of(l.qkv)->head_dim != kExpertHeadDim)
       return false;
@@ -73,10 +73,14 @@ void CudaBackend::denoise_loop(const DenoiseLoop& op) {
   auto* squares = static_cast<float*>(
       scratch(squares_, static_cast<std::uint64_t>(step.rows.capacity) * kStatParts * sizeof(float)));
   if (failed()) return;
-  const BlockScratch& s = step.scratch;
-  auto* scaled = static_cast<__nv_bfloat16*>(s.normed.data);
-  auto* hidden = static_cast<__nv_bfloat16*>(s.hidden.data);
-  auto* attended = static_cast<__nv_bfloat16*>(s.attended.data);
+  // The rows between its products, in tiles of eight.
+  const std::int64_t tiled_rows = (step.rows.capacity + 7) / 8 * 8;
+  auto* scaled = static_cast<__nv_bfloat16*>(
+      scratch(expert_rows_, static_cast<std::uint64_t>(tiled_rows) *
+                                (kExpertWidth + kExpertHeads * kExpertHeadDim + kExpertMlp) * 2));
+  if (failed()) return;
+  auto* attended = scaled + tiled_rows * kExpertWidth;
+  auto* hidden = attended + tiled_rows * kExpertHeads * kExpertHeadDim;
   auto* residual = static_cast<float*>(step.x.data);
   const std::int64_t per_layer = kExpertQkv + 2 * kExpertMlp, per_step = per_layer * w.depth;
   const auto row_of = [&](int j, int site) {  // scale, shift and gate of a step's site
@@ -88,7 +92,6 @@ void CudaBackend::denoise_loop(const DenoiseLoop& op) {
                   .residual_pitch = step.x.pitch,
                   .squares = squares,
                   .scaled = scaled,
-                  .scaled_pitch = s.normed.pitch,
                   .dt = op.dt,
                   .actions_dim = w.action_in.k,
                   .actions = static_cast<float*>(step.actions.data),
@@ -111,7 +114,7 @@ void CudaBackend::denoise_loop(const DenoiseLoop& op) {
       const GemmaWeights &l = w.layers[layer], &next = w.layers[(layer + 1) % w.depth];
       const auto bytes = [](const Weight& weight) { return static_cast<std::int64_t>(weight.bytes); };
       const float* shift = prepared->second.data + j * per_step + layer * per_layer;
-      const DeviceQkv qkv = qkv_of(step.segments, step.rope, s.q, *step.cache, layer, w.heads);
+      const DeviceQkv qkv = qkv_of(step.segments, step.rope, step.scratch.q, *step.cache, layer, w.heads);
       ok(expert_qkv(stream_, {.x = scaled,
                               .weight = l.qkv.data,
                               .w = *layout_of(l.qkv),
@@ -124,7 +127,6 @@ void CudaBackend::denoise_loop(const DenoiseLoop& op) {
                                     .segments = step.segments,
                                     .scale = 1.0f / std::sqrt(static_cast<float>(kExpertHeadDim)),
                                     .out = attended,
-                                    .pitch = s.attended.pitch,
                                     .ahead = l.gate_up.data,
                                     .ahead_bytes = bytes(l.gate_up)}),
          "expert attention");
@@ -137,7 +139,6 @@ void CudaBackend::denoise_loop(const DenoiseLoop& op) {
                          .gate = row_of(j, 2 * layer) + 2 * w.width,
                          .next_scale = row_of(j, 2 * layer + 1),
                          .scaled = scaled,
-                         .scaled_pitch = s.normed.pitch,
                          .next_squares = squares,
                          .ahead = l.down.data,
                          .ahead_bytes = bytes(l.down)};
@@ -149,7 +150,6 @@ void CudaBackend::denoise_loop(const DenoiseLoop& op) {
                                   .squares = squares,
                                   .shift = shift + kExpertQkv,
                                   .y = hidden,
-                                  .y_pitch = s.hidden.pitch,
                                   .ahead = next.qkv.data,
                                   .ahead_bytes = bytes(next.qkv)}),
          "expert gate and up");

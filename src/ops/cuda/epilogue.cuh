@@ -14,6 +14,12 @@ enum class RowOrder : std::uint8_t {
   kRotated,   // features i and i + head_dim / 2 of a q or k head; adjacent ones in v
 };
 
+// Element (row, k) of a matrix in tiles of 8 rows by 32 columns: the 512 bytes that a warp reads at once,
+// each of its threads 16, lie together.
+__host__ __device__ __forceinline__ std::int64_t tiled_at(int row, int k, std::int64_t width) {
+  return (row / 8 * (width / 32) + k / 32) * 256 + row % 8 * 32 + k % 32;
+}
+
 struct WeightLayout {
   RowOrder order = RowOrder::kAdjacent;
   int n = 0, k = 0;          // logical size; n counts gate and up
@@ -22,7 +28,12 @@ struct WeightLayout {
   int head_dim = 0;          // kRotated
   int rotated = 0;           // kRotated: features of all q and k heads
   bool f32 = false;          // element type: float32 or bf16
+  bool tiled = false;        // the order of tiled_at(), for the expert's kernels
   bool tensor_core = false;  // taken by the tensor-core kernels: bf16, its input rounded to bf16
+
+  __host__ __device__ __forceinline__ std::int64_t at(int row, int column) const {
+    return tiled ? tiled_at(row, column, pitch) : row * pitch + column;
+  }
 };
 
 // The pair p (rows 16 (p / 8) + p % 8 and 8 further) -> features. kGated: the gate's and the up's index.

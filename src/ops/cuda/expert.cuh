@@ -19,7 +19,7 @@ inline constexpr float kExpertEps = 1e-6f;
 
 // y = f(x · Wᵀ) for few rows, the sums of a weight's rows split over warps and blocks in a fixed way.
 struct ExpertProduct {
-  const __nv_bfloat16* x = nullptr;  // [rows, depth], no gaps; the weight neither
+  const __nv_bfloat16* x = nullptr;  // [rows, depth] in tiles, as the weight is
   const void* weight = nullptr;
   WeightLayout w;
   Count rows;
@@ -27,16 +27,14 @@ struct ExpertProduct {
   const float* squares = nullptr;  // [rows, kStatParts]
   const float* shift = nullptr;    // [n], the shift's product
   DeviceQkv qkv;
-  __nv_bfloat16* y = nullptr;  // gate/up: [rows, y_pitch]
-  std::int64_t y_pitch = 0;
+  __nv_bfloat16* y = nullptr;  // gate/up: [rows, mlp] in tiles
   // out and down: residual += gate * sum, and what the next norm needs of it.
   float* residual = nullptr;  // [rows, residual_pitch]
   std::int64_t residual_pitch = 0;
   const float* gate = nullptr;        // [width]
   const float* next_scale = nullptr;  // [width]; null: `scaled` is not wanted
-  __nv_bfloat16* scaled = nullptr;    // [rows, scaled_pitch]
-  std::int64_t scaled_pitch = 0;
-  float* next_squares = nullptr;  // [rows, kStatParts]
+  __nv_bfloat16* scaled = nullptr;    // [rows, width] in tiles
+  float* next_squares = nullptr;      // [rows, kStatParts]
   // A weight that a later kernel will read: brought into L2 meanwhile. A multiple of 16 bytes.
   const void* ahead = nullptr;
   std::int64_t ahead_bytes = 0;
@@ -51,9 +49,8 @@ struct ExpertAttention {
   DeviceQkv qkv;  // where q, k and v lie
   Segments segments;
   float scale = 1;
-  __nv_bfloat16* out = nullptr;  // [rows, pitch]
-  std::int64_t pitch = 0;
-  const void* ahead = nullptr;  // as above
+  __nv_bfloat16* out = nullptr;  // [rows, heads * head_dim] in tiles
+  const void* ahead = nullptr;   // as above
   std::int64_t ahead_bytes = 0;
 };
 cudaError_t expert_attention(const Stream& s, const ExpertAttention& op);
@@ -67,8 +64,7 @@ struct ExpertEdge {
   float* squares = nullptr;            // [rows, kStatParts], read by finish and written by begin
   const float* final_scale = nullptr;  // shift follows after the width
   const float* next_scale = nullptr;   // begin: of the first layer's norm
-  __nv_bfloat16* scaled = nullptr;     // [rows, scaled_pitch]
-  std::int64_t scaled_pitch = 0;
+  __nv_bfloat16* scaled = nullptr;     // [rows, width] in tiles
   float dt = 0;
   int actions_dim = 0;
   float *actions = nullptr, *velocity = nullptr;

@@ -226,7 +226,8 @@ __global__ void SF_CLUSTER(kBlocks) __launch_bounds__(kThreads, 1)
   if (row0 + row < rows) {
     const float inverse = 1.0f / sum;
     const int token = (row0 + row) / kExpertHeads, head = (row0 + row) % kExpertHeads;
-    *reinterpret_cast<uint2*>(op.out + (s.row_begin + token) * op.pitch + head * kDim + column) =
+    *reinterpret_cast<uint2*>(op.out +
+                              tiled_at(s.row_begin + token, head * kDim + column, kExpertHeads * kDim)) =
         make_uint2(pack_bf16(out.x * inverse, out.y * inverse), pack_bf16(out.z * inverse, out.w * inverse));
   }
   cluster_arrive_relaxed();  // nobody leaves before what it sent has been received

@@ -87,7 +87,7 @@ __global__ void __launch_bounds__(kThreads) expert_edge_kernel(const __grid_cons
   for (int i = 0; i < 4; ++i) squares += v[i] * v[i];
   const float4 scale = *reinterpret_cast<const float4*>(op.next_scale + 4 * thread);
   *reinterpret_cast<float4*>(x + 4 * thread) = make_float4(v[0], v[1], v[2], v[3]);
-  *reinterpret_cast<uint2*>(op.scaled + row * op.scaled_pitch + 4 * thread) =
+  *reinterpret_cast<uint2*>(op.scaled + tiled_at(row, 4 * thread, kExpertWidth)) =
       make_uint2(pack_bf16(v[0] * (1.0f + scale.x), v[1] * (1.0f + scale.y)),
                  pack_bf16(v[2] * (1.0f + scale.z), v[3] * (1.0f + scale.w)));
   squares = warp_sum(squares);

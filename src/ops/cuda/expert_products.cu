@@ -44,7 +44,8 @@ __global__ void SF_CLUSTER(kCluster) __launch_bounds__(kThreads, 2)
   const int thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane = thread % 32;
   const int slice = warp / 2, half = warp % 2;
   const int tile = static_cast<int>(blockIdx.x) / kCluster, rank = static_cast<int>(blockIdx.x) % kCluster;
-  const int depth0 = rank * S::kBlockDepth + slice * kChunks * 32 + lane % 4 * 8;
+  constexpr int kDeep = S::kDepth / 32;  // tiles from one group of eight rows to the next
+  const int chunk0 = (rank * kSlices + slice) * kChunks;
   const std::uint32_t received = shared_address(shared) + S::kMain;
   const std::uint32_t barrier = shared_address(shared) + S::kSharedBytes - 16;
   if constexpr (kCluster > 1) {
@@ -58,7 +59,7 @@ __global__ void SF_CLUSTER(kCluster) __launch_bounds__(kThreads, 2)
   const auto* slots = reinterpret_cast<const uint4*>(shared) + slice * 2 * kTiles * kChunks * 32 + lane;
   const auto fetch_weights = [&] {
     const auto* from =
-        static_cast<const __nv_bfloat16*>(op.weight) + (tile * 16 * kTiles + lane / 4) * S::kDepth + depth0;
+        static_cast<const __nv_bfloat16*>(op.weight) + (tile * 2 * kTiles * kDeep + chunk0) * 256 + lane * 8;
     asm volatile("" : "+l"(from));  // its multiples are not worth registers that live through the loop
     // Rows g, g + 8, g + 16 …; the two warps of a slice fetch every other chunk each.
 #pragma unroll
@@ -66,7 +67,7 @@ __global__ void SF_CLUSTER(kCluster) __launch_bounds__(kThreads, 2)
 #pragma unroll
       for (int c = 0; c < kChunks / 2; ++c)
         copy_async(shared_address(slots + (r * kChunks + 2 * c + half) * 32),
-                   from + r * 8 * S::kDepth + (2 * c + half) * 32, 16);
+                   from + (r * kDeep + 2 * c + half) * 256, 16);
     copy_commit();
   };
   fetch_weights();
@@ -121,13 +122,13 @@ __global__ void SF_CLUSTER(kCluster) __launch_bounds__(kThreads, 2)
     const int tiles = min(8, (rows - row0 + 7) / 8) - 4 * half;  // of this warp's four
     float sum[kTiles][4][4] = {};
     uint4 x[S::kAhead][4];
-    const int first_row = min(row0 + 32 * half + lane / 4, rows - 1), below = rows - first_row;
-    const __nv_bfloat16* in = op.x + first_row * S::kDepth + depth0;
-    const auto fetch_rows = [&](int c) {  // a row that does not exist is read as another that does
+    const int first_tile = tiles > 0 ? row0 / 8 + 4 * half : 0;
+    const __nv_bfloat16* in = op.x + (first_tile * kDeep + chunk0) * 256 + lane * 8;
+    const auto fetch_rows = [&](int c) {  // a tile that does not exist is read as another that does
 #pragma unroll
       for (int j = 0; j < 4; ++j)
         x[c % S::kAhead][j] =
-            __ldcg(reinterpret_cast<const uint4*>(in + (8 * j < below ? 8 * j * S::kDepth : 0) + c * 32));
+            __ldcg(reinterpret_cast<const uint4*>(in + ((j < tiles ? j * kDeep : 0) + c) * 256));
     };
 #pragma unroll
     for (int c = 0; c < S::kAhead; ++c) fetch_rows(c);
@@ -221,7 +222,7 @@ __global__ void SF_CLUSTER(kCluster) __launch_bounds__(kThreads, 2)
           const float a = (e == 0 ? v.x : v.y) * inverse[e] + shift.x;
           const float b = (e == 0 ? v.z : v.w) * inverse[e] + shift.y;
           if constexpr (kKind == Kind::kGateUp) {
-            op.y[row * op.y_pitch + first] = __float2bfloat16(gelu(a) * b);
+            op.y[tiled_at(row, first, kExpertMlp)] = __float2bfloat16(gelu(a) * b);
           } else {
             const int2 at = reinterpret_cast<const int2*>(kept)[(3 * kTiles + e) * kThreads];
             if (at.x >= 0)
@@ -259,7 +260,7 @@ __global__ void SF_CLUSTER(kCluster) __launch_bounds__(kThreads, 2)
                 make_float2(a, b);
             square[e] = a * a + b * b;
             if (op.next_scale != nullptr)
-              *reinterpret_cast<std::uint32_t*>(op.scaled + row * op.scaled_pitch + owned_first) =
+              *reinterpret_cast<std::uint32_t*>(op.scaled + tiled_at(row, owned_first, kExpertWidth)) =
                   pack_bf16(a * (1.0f + scale.x), b * (1.0f + scale.y));
           }
 #pragma unroll

@@ -23,7 +23,7 @@ __global__ void __launch_bounds__(kThreads) product_mma_kernel(const __grid_cons
   const int w0 = static_cast<int>(blockIdx.x) * kWeights, k = op.w.k, steps = (k + kDepth - 1) / kDepth;
   const int thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane = thread % 32;
   const int warp_w = warp % 4 * 32, warp_x = warp / 4 * 32;
-  const auto* weight = static_cast<const __nv_bfloat16*>(op.weight) + w0 * op.w.pitch;
+  const auto* weight = static_cast<const __nv_bfloat16*>(op.weight);
   const auto* x = static_cast<const __nv_bfloat16*>(op.x.data) + row0 * op.x.pitch;
   const std::uint32_t base = shared_address(shared);
 
@@ -36,7 +36,7 @@ __global__ void __launch_bounds__(kThreads) product_mma_kernel(const __grid_cons
         const int at = thread + i * kThreads, r = at / 8, piece = at % 8, kk = k0 + piece * 8;
         const int bytes = max(0, min(16, (k - kk) * 2));
         if (r < kWeights) {
-          copy_async(piece_at(tile, r, piece), weight + r * op.w.pitch + (bytes > 0 ? kk : 0), bytes);
+          copy_async(piece_at(tile, r, piece), weight + op.w.at(w0 + r, bytes > 0 ? kk : 0), bytes);
         } else {
           const int xr = r - kWeights, b = row0 + xr < rows ? bytes : 0;
           copy_async(piece_at(tile + kWeights * 128, xr, piece), x + (b > 0 ? xr * op.x.pitch + kk : 0), b);

@@ -23,9 +23,8 @@ __global__ void __launch_bounds__(kThreads) product_plain_kernel(const __grid_co
 #pragma unroll
     for (int i = 0; i < kEach; ++i) {
       const int r = (thread + i * kThreads) / kDepth, kk = k0 + thread % kDepth;
-      next_w[i] = kk < k && w0 + r < op.w.padded_n
-                      ? load_element(op.weight, op.w.f32, (w0 + r) * op.w.pitch + kk)
-                      : 0.0f;
+      next_w[i] =
+          kk < k && w0 + r < op.w.padded_n ? load_element(op.weight, op.w.f32, op.w.at(w0 + r, kk)) : 0.0f;
       next_x[i] =
           kk < k && row0 + r < rows ? load_element(op.x.data, x_f32, (row0 + r) * op.x.pitch + kk) : 0.0f;
     }

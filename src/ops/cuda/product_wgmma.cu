@@ -388,7 +388,8 @@ bool wgmma_is_built() {
 
 bool wgmma_takes(const Product& op) {
   const DeviceEpilogue& e = op.epilogue;
-  if (!op.w.tensor_core || op.x.dtype != DType::kBF16 || op.x.pitch % 8 != 0 || op.w.n % 2 != 0) return false;
+  if (!op.w.tensor_core || op.w.tiled || op.x.dtype != DType::kBF16 || op.x.pitch % 8 != 0 || op.w.n % 2 != 0)
+    return false;
   if (op.to_qkv) return !op.qkv.f32;
   if (op.w.order == RowOrder::kGated)
     return op.geglu && !e.f32 && e.row_map == nullptr && e.gate == nullptr && e.row_bias == nullptr;

@@ -323,7 +323,7 @@ __global__ void pack_rows_kernel(const From* from, int first, WeightLayout w, vo
   bool finite = true;
   for (int c = static_cast<int>(threadIdx.x); c < w.k; c += kThreads) {
     const float v = widen(from[static_cast<std::int64_t>(row) * w.k + c]);
-    const std::int64_t at = place * w.pitch + c;
+    const std::int64_t at = w.at(place, c);
     store_element(to, w.f32, at, v);
     finite = finite && isfinite(load_element(to, w.f32, at));
   }

@@ -38,14 +38,15 @@ Result<Denoise> Denoise::load(weights::Loader& loader, const weights::Architectu
     SF_RETURN_IF_ERROR(modulation(layer + "input_layernorm"));
     SF_ASSIGN_OR_RETURN(
         w.qkv,
-        loader.matrix({attention + "q_proj.weight", attention + "k_proj.weight", attention + "v_proj.weight"},
-                      {.mode = ops::PackMode::kHeads, .head_dim = architecture.expert.head_dim}));
-    SF_ASSIGN_OR_RETURN(w.out, loader.matrix({attention + "o_proj.weight"}));
+        loader.matrix(
+            {attention + "q_proj.weight", attention + "k_proj.weight", attention + "v_proj.weight"},
+            {.mode = ops::PackMode::kHeads, .head_dim = architecture.expert.head_dim, .few_rows = true}));
+    SF_ASSIGN_OR_RETURN(w.out, loader.matrix({attention + "o_proj.weight"}, {.few_rows = true}));
     SF_RETURN_IF_ERROR(modulation(layer + "post_attention_layernorm"));
     SF_ASSIGN_OR_RETURN(w.gate_up,
                         loader.matrix({layer + "mlp.gate_proj.weight", layer + "mlp.up_proj.weight"},
-                                      {.mode = ops::PackMode::kInterleave}));
-    SF_ASSIGN_OR_RETURN(w.down, loader.matrix({layer + "mlp.down_proj.weight"}));
+                                      {.mode = ops::PackMode::kInterleave, .few_rows = true}));
+    SF_ASSIGN_OR_RETURN(w.down, loader.matrix({layer + "mlp.down_proj.weight"}, {.few_rows = true}));
     d.layers_.push_back(w);
   }
   SF_RETURN_IF_ERROR(modulation(kExpert + "norm"));
