@@ -87,7 +87,7 @@ class CudaBackend : public Backend {
 
   struct ShiftProducts {
     float* data = nullptr;  // [steps][depth][qkv features | gate and up features]
-    int capacity = 0, steps = 0;
+    int steps = 0;
   };
 
   int ordinal_ = 0, processors_ = 0;

@@ -6,6 +6,8 @@
 namespace servoflow::ops::cuda {
 namespace {
 
+constexpr int kMostSteps = 50;  // of a schedule; more take the composition
+
 bool has_sizes(const Weight& w, int n, int k) { return w.n == n && w.k == k; }
 
 }  // namespace
@@ -35,12 +37,12 @@ void CudaBackend::prepare_schedule(const ExpertWeights& w, const ModulationRow& 
   if (failed() || !takes_expert(w)) return;
   select();
   const std::int64_t per_layer = kExpertQkv + 2 * kExpertMlp, per_step = per_layer * w.depth;
+  if (steps > kMostSteps) return;
   ShiftProducts& p = shift_products_[modulation.table];
-  if (p.capacity < steps) {
-    const Result<void*> memory = allocate(static_cast<std::uint64_t>(steps * per_step) * sizeof(float));
+  if (p.data == nullptr) {  // for any number of steps at once: recorded work keeps the address
+    const Result<void*> memory = allocate(static_cast<std::uint64_t>(kMostSteps * per_step) * sizeof(float));
     if (!memory.ok()) return fail(memory.status());
     p.data = static_cast<float*>(*memory);
-    p.capacity = steps;
   }
   p.steps = steps;
   for (int layer = 0; layer < w.depth; ++layer)
@@ -111,8 +113,7 @@ void CudaBackend::denoise_loop(const DenoiseLoop& op) {
     edge.next_scale = row_of(j, 0);
     ok(expert_edge(stream_, edge), "action projections");
     for (int layer = 0; layer < w.depth; ++layer) {
-      const GemmaWeights &l = w.layers[layer], &next = w.layers[(layer + 1) % w.depth];
-      const auto bytes = [](const Weight& weight) { return static_cast<std::int64_t>(weight.bytes); };
+      const GemmaWeights& l = w.layers[layer];
       const float* shift = prepared->second.data + j * per_step + layer * per_layer;
       const DeviceQkv qkv = qkv_of(step.segments, step.rope, step.scratch.q, *step.cache, layer, w.heads);
       ok(expert_qkv(stream_, {.x = scaled,
@@ -126,9 +127,7 @@ void CudaBackend::denoise_loop(const DenoiseLoop& op) {
       ok(expert_attention(stream_, {.qkv = qkv,
                                     .segments = step.segments,
                                     .scale = 1.0f / std::sqrt(static_cast<float>(kExpertHeadDim)),
-                                    .out = attended,
-                                    .ahead = l.gate_up.data,
-                                    .ahead_bytes = bytes(l.gate_up)}),
+                                    .out = attended}),
          "expert attention");
       ExpertProduct into{.x = attended,
                          .weight = l.out.data,
@@ -139,9 +138,7 @@ void CudaBackend::denoise_loop(const DenoiseLoop& op) {
                          .gate = row_of(j, 2 * layer) + 2 * w.width,
                          .next_scale = row_of(j, 2 * layer + 1),
                          .scaled = scaled,
-                         .next_squares = squares,
-                         .ahead = l.down.data,
-                         .ahead_bytes = bytes(l.down)};
+                         .next_squares = squares};
       ok(expert_out(stream_, into), "expert out");
       ok(expert_gate_up(stream_, {.x = scaled,
                                   .weight = l.gate_up.data,
@@ -149,16 +146,12 @@ void CudaBackend::denoise_loop(const DenoiseLoop& op) {
                                   .rows = step.rows,
                                   .squares = squares,
                                   .shift = shift + kExpertQkv,
-                                  .y = hidden,
-                                  .ahead = next.qkv.data,
-                                  .ahead_bytes = bytes(next.qkv)}),
+                                  .y = hidden}),
          "expert gate and up");
       into.x = hidden;
       into.weight = l.down.data;
       into.w = *layout_of(l.down);
       into.gate = row_of(j, 2 * layer + 1) + 2 * w.width;
-      into.ahead = next.out.data;
-      into.ahead_bytes = bytes(next.out);
       into.next_scale = layer + 1 < w.depth ? row_of(j, 2 * layer + 2) : nullptr;
       ok(expert_down(stream_, into), "expert down");
     }

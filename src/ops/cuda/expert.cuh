@@ -35,9 +35,6 @@ struct ExpertProduct {
   const float* next_scale = nullptr;  // [width]; null: `scaled` is not wanted
   __nv_bfloat16* scaled = nullptr;    // [rows, width] in tiles
   float* next_squares = nullptr;      // [rows, kStatParts]
-  // A weight that a later kernel will read: brought into L2 meanwhile. A multiple of 16 bytes.
-  const void* ahead = nullptr;
-  std::int64_t ahead_bytes = 0;
 };
 cudaError_t expert_qkv(const Stream& s, const ExpertProduct& op);
 cudaError_t expert_gate_up(const Stream& s, const ExpertProduct& op);
@@ -50,8 +47,6 @@ struct ExpertAttention {
   Segments segments;
   float scale = 1;
   __nv_bfloat16* out = nullptr;  // [rows, heads * head_dim] in tiles
-  const void* ahead = nullptr;   // as above
-  std::int64_t ahead_bytes = 0;
 };
 cudaError_t expert_attention(const Stream& s, const ExpertAttention& op);
 

@@ -80,7 +80,6 @@ __global__ void SF_CLUSTER(kBlocks) __launch_bounds__(kThreads, 1)
     barriers_ready();
     barrier_expect(barrier, kBlocks * kSent);
   }
-  prefetch_share(op.ahead, op.ahead_bytes);
   const int known = min(max(s.past - key0, 0), per);
   fetch(0, known, count);
   wait_for_inputs();

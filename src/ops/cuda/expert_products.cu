@@ -71,7 +71,6 @@ __global__ void SF_CLUSTER(kCluster) __launch_bounds__(kThreads, 2)
     copy_commit();
   };
   fetch_weights();
-  prefetch_share(op.ahead, op.ahead_bytes);
 
   // What this thread ends: the rows 8 warp + 2 (lane % 4) and the next of every 64, of the pairs lane / 4 of
   // every 16 weight rows. What it needs for that and has nothing to do with x it fetches now and keeps, as
@@ -162,12 +161,13 @@ __global__ void SF_CLUSTER(kCluster) __launch_bounds__(kThreads, 2)
       for (int m = 0; m < kTiles; ++m) {
         const uint4 low = slots[(2 * m * kChunks + c) * 32], high = slots[((2 * m + 1) * kChunks + c) * 32];
         const std::uint32_t a[4] = {low.x, high.x, low.y, high.y}, b[4] = {low.z, high.z, low.w, high.w};
+        // Two products of one sum apart from each other: the second would wait for the first.
 #pragma unroll
         for (int j = 0; j < 4; ++j)
-          if (j < tiles) {
-            mma(sum[m][j], a, x[c % S::kAhead][j].x, x[c % S::kAhead][j].y);
-            mma(sum[m][j], b, x[c % S::kAhead][j].z, x[c % S::kAhead][j].w);
-          }
+          if (j < tiles) mma(sum[m][j], a, x[c % S::kAhead][j].x, x[c % S::kAhead][j].y);
+#pragma unroll
+        for (int j = 0; j < 4; ++j)
+          if (j < tiles) mma(sum[m][j], b, x[c % S::kAhead][j].z, x[c % S::kAhead][j].w);
       }
       if (c + S::kAhead < kChunks) fetch_rows(c + S::kAhead);
     }

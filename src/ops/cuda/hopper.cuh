@@ -101,20 +101,6 @@ __device__ __forceinline__ void send_bytes(std::uint32_t to, std::uint32_t from,
 }
 __device__ __forceinline__ void fence_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
-// This block's share of `bytes` at `from` is brought into L2, for a kernel to come.
-__device__ __forceinline__ void prefetch_share(const void* from, std::int64_t bytes) {
-  constexpr int kPiece = 16384;
-  if (threadIdx.x != 0 || from == nullptr) return;
-  const std::int64_t blocks = static_cast<std::int64_t>(gridDim.x) * gridDim.y;
-  const std::int64_t share = (bytes / blocks + 127) / 128 * 128;
-  const std::int64_t begin = share * (blockIdx.x + static_cast<std::int64_t>(blockIdx.y) * gridDim.x);
-  const std::int64_t end = min(begin + share, bytes);
-  for (std::int64_t at = begin; at < end; at += kPiece)
-    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(static_cast<const char*>(from) + at),
-                 "r"(static_cast<std::uint32_t>(min(static_cast<std::int64_t>(kPiece), end - at)))
-                 : "memory");
-}
-
 // A tile of 128-byte rows, 128-byte swizzle, depth along the row.
 __device__ __forceinline__ std::uint64_t tile_descriptor(std::uint32_t shared) {
   return static_cast<std::uint64_t>((shared & 0x3FFFF) >> 4) | (std::uint64_t{1} << 16) |
