@@ -19,7 +19,7 @@ PACKAGES_CI := clang-14 libclang-rt-14-dev clang-format-14 clang-tidy-14
 PACKAGES_PEERS := python3-venv
 SOURCES = $(shell git ls-files '*.h' '*.cc' '*.cu' '*.cuh' '*.inc')
 
-.PHONY: help setup build test demo install format format-check tidy layers asan tsan fuzz device cuda bench-peers \
+.PHONY: help setup build test demo install format format-check tidy layers asan tsan fuzz device cuda device-cuda bench-peers \
   bench-overheads verify-real-size clean
 
 help: ## list these targets
@@ -85,6 +85,10 @@ device: build/setup ## one folder that runs on a machine without packages: build
 cuda: build/setup ## build with the CUDA backend (needs nvcc)
 	cmake --preset cuda
 	cmake --build --preset cuda -j $(JOBS)
+
+device-cuda: build/setup ## the same folder with the CUDA backend and the tests: build/device-cuda (needs nvcc)
+	cmake --preset device-cuda
+	cmake --build --preset device-cuda -j $(JOBS)
 
 bench-peers: build build/setup-peers ## measure servoflow against PyTorch, interleaved (ARGS for bench/peers/run.py)
 	python3 bench/peers/run.py $(ARGS)

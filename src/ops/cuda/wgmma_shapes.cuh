@@ -1,4 +1,4 @@
-// Written by dev/wgmma_shapes.py: d += a · bᵀ, a 64 x 16 and b n x 16 bf16 in shared memory.
+// Written by wgmma_shapes.py beside it: d += a · bᵀ, a 64 x 16 and b n x 16 bf16 in shared memory.
 #pragma once
 
 // clang-format off

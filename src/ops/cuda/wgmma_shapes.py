@@ -26,7 +26,7 @@ __device__ __forceinline__ void wgmma<{n}>(float (&d)[{r}], std::uint64_t a, std
 """
 
 
-sys.stdout.write("""// Written by dev/wgmma_shapes.py: d += a · bᵀ, a 64 x 16 and b n x 16 bf16 in shared memory.
+sys.stdout.write("""// Written by wgmma_shapes.py beside it: d += a · bᵀ, a 64 x 16 and b n x 16 bf16 in shared memory.
 #pragma once
 
 // clang-format off
