@@ -335,7 +335,7 @@ TEST_P(Ops, RaggedAttention) {
     std::vector<float> cosines, sines;
     for (int p = 0; p < keys; ++p)
       for (int i = 0; i < dim / 2; ++i) {
-        const double angle = p * std::pow(10000.0, -static_cast<double>(i) / (dim / 2));
+        const double angle = p * std::pow(10000.0, -2.0 * i / (dim - dim % 2));
         cosines.push_back(static_cast<float>(std::cos(angle)));
         sines.push_back(static_cast<float>(std::sin(angle)));
       }
@@ -445,7 +445,7 @@ struct BlockParts {
     std::vector<float> cosines, sines;
     for (int p = 0; p < keys; ++p)
       for (int i = 0; i < dim / 2; ++i) {
-        const double angle = p * std::pow(10000.0, -static_cast<double>(i) / (dim / 2));
+        const double angle = p * std::pow(10000.0, -2.0 * i / (dim - dim % 2));
         cosines.push_back(static_cast<float>(std::cos(angle)));
         sines.push_back(static_cast<float>(std::sin(angle)));
       }

@@ -5,12 +5,6 @@
 #include "ops/cuda/expert.cuh"
 #include "ops/cuda/hopper.cuh"
 
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
-#define SF_CLUSTER(n)
-#else
-#define SF_CLUSTER(n) __cluster_dims__(n, 1, 1)
-#endif
-
 namespace servoflow::ops::cuda {
 namespace {
 

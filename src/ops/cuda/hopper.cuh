@@ -3,6 +3,13 @@
 
 #include "ops/cuda/device_code.cuh"
 
+// Blocks of a cluster, where the code compiled for knows them.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+#define SF_CLUSTER(n)
+#else
+#define SF_CLUSTER(n) __cluster_dims__(n, 1, 1)
+#endif
+
 namespace servoflow::ops::cuda {
 
 __device__ __forceinline__ void barrier_init(std::uint32_t barrier, int arrivals) {

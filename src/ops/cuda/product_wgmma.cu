@@ -203,7 +203,7 @@ __device__ __forceinline__ void end_rows(const Product& op, const QkvColumn& col
 }
 
 template <int kRows>
-__global__ void __cluster_dims__(2, 1, 1) __launch_bounds__(kThreads, 1)
+__global__ void SF_CLUSTER(2) __launch_bounds__(kThreads, 1)
     product_wgmma_kernel(const __grid_constant__ Product op, const __grid_constant__ Maps maps,
                          const Plan plan) {
 #if __CUDA_ARCH_FEAT_SM90_ALL
