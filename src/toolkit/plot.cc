@@ -138,9 +138,10 @@ std::string plot_actions_svg(const ActionChunk& chunk, const PlotOptions& option
       width, height);
   out += text_at(kMargin, 28, "start", 16, "#222", options.title);
   out += text_at(kMargin, 48, "start", 11, "#555", options.subtitle);
-  for (int d = 0; d < dims; ++d)
-    out +=
-        panel(chunk, d, kMargin + d % columns * kPanelWidth, kHeader + d / columns * kPanelHeight, options);
+  for (int d = 0; d < dims; ++d) {
+    const int down = d / columns, across = d % columns;
+    out += panel(chunk, d, kMargin + across * kPanelWidth, kHeader + down * kPanelHeight, options);
+  }
   return out + "</svg>\n";
 }
 
