@@ -1,7 +1,7 @@
 // The CPU backend against the reference, on every instruction set that this machine has.
 #include <hwy/highway.h>
 
-#include "ops/conformance.h"
+#include "ops/block_conformance.h"
 #include "ops/cpu/cpu_backend.h"
 
 namespace servoflow::ops {

@@ -44,7 +44,6 @@ Result<std::unique_ptr<CudaBackend>> CudaBackend::create(const std::string& prec
   if (const cudaError_t e = kernels_run_here(); e != cudaSuccess)
     return Status::runtime("--device cuda: this build has no code for " + std::string(p.name) + " (sm_" +
                            std::to_string(p.major) + std::to_string(p.minor) + "): " + cudaGetErrorString(e));
-  b->processors_ = p.multiProcessorCount;
   b->wgmma_ = b->half_ && !portable && p.major == 9 && p.minor == 0 && wgmma_is_built();
   b->clusters_ = b->half_ && !portable && p.major >= 9;
   b->name_ = "cuda/sm_" + std::to_string(p.major) + std::to_string(p.minor) + (b->wgmma_ ? "a" : "") +

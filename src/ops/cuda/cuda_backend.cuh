@@ -90,7 +90,7 @@ class CudaBackend : public Backend {
     int steps = 0;
   };
 
-  int ordinal_ = 0, processors_ = 0;
+  int ordinal_ = 0;
   bool half_ = false, wgmma_ = false, clusters_ = false;
   std::string name_, hardware_;
   Stream stream_;
@@ -106,8 +106,8 @@ class CudaBackend : public Backend {
   cudaEvent_t marks_[kMarks] = {};
   bool recording_ = false;
   std::unordered_map<const float*, ShiftProducts> shift_products_;
-  Scratch squares_, expert_rows_, partials_,
-      rounded_;  // of residual rows; of split sums; of inputs rounded to bf16
+  Scratch squares_, expert_rows_;  // the denoise loop's: sums of squares, rows between its products
+  Scratch partials_, rounded_;     // of sums that are split; inputs rounded to bf16
 };
 
 }  // namespace servoflow::ops::cuda

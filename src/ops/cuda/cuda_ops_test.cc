@@ -1,5 +1,5 @@
 // The CUDA backend against the reference. Needs a GPU.
-#include "ops/conformance.h"
+#include "ops/block_conformance.h"
 #include "ops/cuda/portable.h"
 
 namespace servoflow::ops {

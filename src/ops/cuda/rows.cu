@@ -58,7 +58,7 @@ __device__ float block_sum(float v) {
   return total;
 }
 
-// The norm of a row that the block's threads hold in pieces: value(i) of column(i), i < kPieces.
+// What a norm subtracts from a row and multiplies it by.
 struct RowNorm {
   float mean, inverse;
   const float *scale, *shift;
