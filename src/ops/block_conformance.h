@@ -46,16 +46,7 @@ struct BlockParts {
     c.data = *d.b->allocate(d.b->cache_bytes(c));
     return c;
   }
-  RopeTable rope(int keys, int dim) {
-    std::vector<float> cosines, sines;
-    for (int p = 0; p < keys; ++p)
-      for (int i = 0; i < dim / 2; ++i) {
-        const double angle = p * std::pow(10000.0, -2.0 * i / (dim - dim % 2));
-        cosines.push_back(static_cast<float>(std::cos(angle)));
-        sines.push_back(static_cast<float>(std::sin(angle)));
-      }
-    return {d.array(cosines), d.array(sines), keys, dim / 2};
-  }
+  RopeTable rope(int keys, int dim) { return d.rope(keys, dim); }
 };
 
 TEST_P(Ops, SiglipBlock) {

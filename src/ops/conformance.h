@@ -72,6 +72,16 @@ class Device {
     EXPECT_TRUE(b->finish().ok());
     return static_cast<const T*>(device);
   }
+  RopeTable rope(int keys, int dim) {
+    std::vector<float> cosines, sines;
+    for (int p = 0; p < keys; ++p)
+      for (int i = 0; i < dim / 2; ++i) {
+        const double angle = p * std::pow(10000.0, -2.0 * i / (dim - dim % 2));
+        cosines.push_back(static_cast<float>(std::cos(angle)));
+        sines.push_back(static_cast<float>(std::sin(angle)));
+      }
+    return {array(cosines), array(sines), keys, dim / 2};
+  }
   Weight weight(const std::vector<std::vector<float>>& parts, int k, PackMode mode, DType stored,
                 int head_dim = 0, bool few_rows = false) {
     std::vector<std::vector<bf16>> halves;
@@ -331,13 +341,6 @@ TEST_P(Ops, RaggedAttention) {
     // Prefix-like segments, one of them empty, an odd length; then suffix rows behind what the slots hold.
     const std::vector<Segment> prefix = {{0, 99, 1, 0}, {99, 1, 0, 0}, {100, 50, 2, 0}},
                                suffix = {{0, 10, 1, 99}, {10, 7, 0, 1}, {17, 30, 2, 50}};
-    std::vector<float> cosines, sines;
-    for (int p = 0; p < keys; ++p)
-      for (int i = 0; i < dim / 2; ++i) {
-        const double angle = p * std::pow(10000.0, -2.0 * i / (dim - dim % 2));
-        cosines.push_back(static_cast<float>(std::cos(angle)));
-        sines.push_back(static_cast<float>(std::sin(angle)));
-      }
     std::vector<std::vector<float>> out, ks;
     for (Device* d : {&reference, &device}) {
       KvCache cache{.layers = 2,
@@ -347,7 +350,7 @@ TEST_P(Ops, RaggedAttention) {
                     .head_dim = dim,
                     .dtype = d->b->cache_dtype()};
       cache.data = *d->b->allocate(d->b->cache_bytes(cache));
-      const RopeTable table{d->array(cosines), d->array(sines), keys, dim / 2};
+      const RopeTable table = d->rope(keys, dim);
       void* q = *d->b->allocate(d->b->query_bytes(rows, heads, dim));
       const Matrix in = d->put(qkv, rows, cols, DType::kF32),
                    y = d->matrix(rows, heads * dim, d->b->activation_dtype());

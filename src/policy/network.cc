@@ -223,17 +223,11 @@ Status NetworkImpl::run_denoise(const stages::Schedule& schedule, StageTimes* ti
   const zones::Zone zone("denoise");
   const stages::DenoiseRun run = denoise_run();
   if (times != nullptr) times->steps.resize(static_cast<std::size_t>(schedule.steps));
-  // One call per step costs nothing on this side of the seam and gives each step its time; a device that
-  // replays a whole loop is asked for all steps at once when nobody watches.
-  const bool single = tap != nullptr || backend_->device() == "cpu";
-  const int stride = single ? 1 : schedule.steps;
-  for (int j = 0; j < schedule.steps; j += stride) {
+  for (int j = 0; j < schedule.steps; ++j) {  // one by one: each step has its time and can be watched
     const Clock::time_point begin = Clock::now();
-    denoise_.run(*backend_, schedule, run, j, stride);
+    denoise_.run(*backend_, schedule, run, j, 1);
     SF_RETURN_IF_ERROR(backend_->finish());
-    if (times != nullptr)
-      for (int i = 0; i < stride; ++i)
-        times->steps[static_cast<std::size_t>(j + i)] = milliseconds_since(begin) / stride;
+    if (times != nullptr) times->steps[static_cast<std::size_t>(j)] = milliseconds_since(begin);
     if (tap == nullptr) continue;
     const Shape shape{arch_.horizon, arch_.action_dim};
     std::vector<float> values(static_cast<std::size_t>(shape.elements()));

@@ -27,8 +27,12 @@ Result<std::unique_ptr<CudaBackend>> CudaBackend::create(const std::string& prec
                                                          bool portable) {
   int devices = 0;
   if (const cudaError_t e = cudaGetDeviceCount(&devices); e != cudaSuccess || devices == 0)
-    return Status::runtime(std::string("--device cuda: no usable GPU: ") +
-                           (e != cudaSuccess ? cudaGetErrorString(e) : "the driver lists none"));
+    return Status::runtime(
+        std::string("--device cuda: no usable GPU: ") +
+        (e == cudaErrorInsufficientDriver
+             ? "no NVIDIA driver, or one too old for this build; use --device cpu (the driver says: "
+             : "(") +
+        (e != cudaSuccess ? cudaGetErrorString(e) : "the driver lists none") + ")");
   if (ordinal >= devices)
     return Status::runtime("--device cuda:" + std::to_string(ordinal) + ": this machine has " +
                            std::to_string(devices) + " GPU(s), from cuda:0");

@@ -67,9 +67,10 @@ void CudaBackend::denoise_loop(const DenoiseLoop& op) {
   const ExpertStep& step = op.step;
   const ExpertWeights& w = *step.weights;
   const auto prepared = shift_products_.find(step.modulation.table);
+  // Nothing here depends on the requests of one call: alone or in a batch, a row meets the same kernels.
   if (prepared == shift_products_.end() || op.first + op.steps > prepared->second.steps ||
       step.modulation.base != 0 || step.modulation.row_offset != nullptr ||
-      step.segments.max_keys > kMostExpertKeys || step.cache->dtype != DType::kBF16 || !takes_expert(w))
+      step.cache->keys > kMostExpertKeys || step.cache->dtype != DType::kBF16 || !takes_expert(w))
     return ops::denoise_loop(*this, op);
   select();
   auto* squares = static_cast<float*>(

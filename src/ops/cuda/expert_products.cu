@@ -176,7 +176,7 @@ __global__ void SF_CLUSTER(kCluster) __launch_bounds__(kThreads, 2)
         if (j < tiles)
           sums[((slice * kTiles + m) * 8 + 4 * half + j) * 32 + lane] =
               make_float4(sum[m][j][0], sum[m][j][1], sum[m][j][2], sum[m][j][3]);
-    // Meanwhile: 1 / rms and the angles of the two rows.
+    // Meanwhile: 1 / rms of the two rows.
     float inverse[2] = {};
     if constexpr (kKind != Kind::kResidual) {
 #pragma unroll

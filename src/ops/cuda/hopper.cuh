@@ -69,13 +69,6 @@ __device__ __forceinline__ void send(std::uint32_t to, std::uint32_t barrier, in
       "r"(barrier), "r"(rank), "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w)
       : "memory");
 }
-__device__ __forceinline__ void send(std::uint32_t to, std::uint32_t barrier, int rank, const float2& v) {
-  asm volatile(
-      "{.reg .b32 a, b; mapa.shared::cluster.u32 a, %0, %2; mapa.shared::cluster.u32 b, %1, %2; "
-      "st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [a], {%3, %4}, [b];}" ::"r"(to),
-      "r"(barrier), "r"(rank), "f"(v.x), "f"(v.y)
-      : "memory");
-}
 
 // A box of the tensor at (column, row) into this block's shared memory …
 __device__ __forceinline__ void tensor_load(std::uint32_t shared, const void* map, int column, int row,
