@@ -20,7 +20,7 @@ PACKAGES_PEERS := python3-venv
 SOURCES = $(shell git ls-files '*.h' '*.cc' '*.cu' '*.cuh' '*.inc')
 
 .PHONY: help setup build test demo install format format-check tidy layers asan tsan fuzz device cuda device-cuda bench-peers \
-  bench-overheads verify-real-size clean
+  bench-overheads verify-real-size verify-real-size-gpu clean
 
 help: ## list these targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -100,6 +100,12 @@ build/verify-venv/installed: build/setup-peers
 
 verify-real-size: build build/verify-venv/installed ## parity at the published size against PyTorch (10 minutes, 7 GB)
 	tests/conformance/real_size.sh build/release/servoflow build/verify-venv/bin/python build/real-size
+
+# GPU_PYTHON: an interpreter whose PyTorch sees the GPU; `make device-cuda` comes first, on this machine or another.
+GPU_PYTHON ?= python3
+GPU_BUILD ?= build/device-cuda
+verify-real-size-gpu: ## the same on a GPU, PyTorch there too (a minute; needs build/device-cuda)
+	LD_LIBRARY_PATH=$(GPU_BUILD)/lib tests/conformance/real_size.sh $(GPU_BUILD)/servoflow $(GPU_PYTHON) build/real-size-gpu cuda
 
 bench-overheads: build ## measure call overhead, tracing and a shared core
 	python3 bench/overheads.py
