@@ -1,5 +1,7 @@
 #include "ops/backend.h"
 
+#include <cstring>
+
 #include "core/status_macros.h"
 #include "ops/composite/composite.h"
 
@@ -30,6 +32,10 @@ Result<void*> Backend::allocate_staging(std::uint64_t bytes) {
     return Status::runtime("out of memory: " + std::to_string(bytes) + " bytes of staging");
   staging_.push_back(std::move(block));
   return static_cast<void*>(staging_.back().data());
+}
+
+void Backend::copy(void* to, const void* from, std::size_t bytes) {
+  if (!failed()) std::memcpy(to, from, bytes);
 }
 
 void Backend::replay(std::uint64_t, const std::function<void()>& body) { body(); }

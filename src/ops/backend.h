@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -39,6 +40,12 @@ struct PackOptions {
   bool keep_float32 = false;
   int head_dim = 0;       // kHeads
   bool few_rows = false;  // tens of rows pass through at a time, not hundreds: a hint for the layout
+};
+
+// A device that is not the host, as it is now.
+struct DeviceState {
+  std::string bus;  // PCI address, "0000:3b:00.0"
+  std::uint64_t memory_total = 0, memory_free = 0;
 };
 
 struct ExpertWeights;
@@ -76,6 +83,8 @@ class Backend {
   // Copies; `host` must stay alive until finish() or the next download.
   virtual void upload(void* device, const void* host, std::size_t bytes) = 0;
   virtual void download(void* host, const void* device, std::size_t bytes) = 0;
+  // Within the device's memory; where that is the host's, at once.
+  virtual void copy(void* to, const void* from, std::size_t bytes);
   // Keys or values of one slot and layer as plain float32 rows [rows, kv_heads * head_dim].
   virtual void read_cache(const KvCache& cache, int layer, int slot, int rows, std::span<float> k,
                           std::span<float> v) = 0;
@@ -84,6 +93,8 @@ class Backend {
 
   // The device and what drives it, for reports: "NVIDIA H200, driver 13.0, runtime 13.0"; empty for the CPU.
   virtual std::string hardware() const { return {}; }
+  // Nothing on the CPU.
+  virtual std::optional<DeviceState> device_state() const { return {}; }
 
   // A backend that can record work replays it with one call. `body` only enqueues on this backend and reads
   // nothing on the host but what `key` names and what it uploads from staging memory: it is recorded the
