@@ -16,6 +16,7 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
+constexpr int kPeriod = 50;        // repeats after which the noise starts anew, and the actions with it
 constexpr int kReadings = 8;       // of the GPU, spread over the repeats
 constexpr int kBatchRepeats = 20;  // of every batch size, at most
 constexpr std::uint64_t kHostSlack = std::uint64_t{8}
@@ -116,18 +117,23 @@ class Bench {
     GpuBench gpu;
     if (watch_ != nullptr) gpu.before = watch_->read();
     const int settled = o_.repeat / 10, every = std::max(1, o_.repeat / kReadings);
+    std::vector<std::uint64_t> hashes;  // of one period
     for (int i = 0; i < o_.repeat; ++i) {
       progress(o_.warmup + i);
+      const std::size_t turn = static_cast<std::size_t>(i % kPeriod);
+      if (turn == 0) robots_.reset();
       SF_ASSIGN_OR_RETURN(const double ms, infer());
       keep(ms);
       std::uint64_t hash = 0xcbf29ce484222325u;
       for (int r = 0; r < robots_.size(); ++r) hash = fnv1a64(hash, robots_.chunk(r).normalized);
-      if (i == 0) report.actions_hash = hash;
-      report.different_repeats += hash == report.actions_hash ? 0 : 1;
+      if (turn == hashes.size()) hashes.push_back(hash);
+      report.different_repeats += hash == hashes[turn] ? 0 : 1;
       if (watch_ != nullptr && i % every == every / 2) gpu.during.push_back(watch_->read());
       if (i == settled) report.settled = memory();
     }
     report.ended = memory();
+    report.actions_hash = hashes[0];
+    report.compared_repeats = std::max(0, o_.repeat - kPeriod);
     if (watch_ == nullptr) return {};
     gpu.after = watch_->read();
     gpu.problem = watch_->problem();
@@ -155,6 +161,7 @@ class Bench {
 
   Status measure_batches(BenchReport& report) {
     std::vector<std::vector<float>> alone;
+    robots_.reset();
     for (int r = 0; r < robots_.size(); ++r) {
       SF_RETURN_IF_ERROR(robots_.infer_alone(r, o_.work.steps));
       alone.push_back(robots_.chunk(r).normalized);
@@ -163,6 +170,7 @@ class Bench {
       BatchBench batch{.size = size, .equals_alone = true};
       std::vector<double> samples;
       for (int i = 0; i <= std::min(o_.repeat, kBatchRepeats); ++i) {
+        robots_.reset();
         const Clock::time_point begin = Clock::now();
         SF_RETURN_IF_ERROR(robots_.infer(size, o_.work.steps));
         const double ms = std::chrono::duration<double, std::milli>(Clock::now() - begin).count();
@@ -250,8 +258,8 @@ Status bench_outcome(const BenchReport& r) {
   std::string problems;
   const auto problem = [&](const std::string& text) { problems += (problems.empty() ? "" : "\n") + text; };
   if (r.different_repeats > 0)
-    problem(std::to_string(r.different_repeats) + " of " + std::to_string(r.repeat) +
-            " repeats of the same work gave other actions than the first");
+    problem(std::to_string(r.different_repeats) + " of " + std::to_string(r.compared_repeats) +
+            " repeats of the same work gave other actions than before");
   for (const BatchBench& b : r.batches)
     if (!b.equals_alone)
       problem("batch of " + std::to_string(b.size) + ": a request has other bits than alone");

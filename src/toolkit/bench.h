@@ -78,8 +78,9 @@ struct BenchReport {
   MemoryReading opened, settled,
       ended;  // before the first call, after a tenth of the repeats, after the last
   bool ragged = false, soak = false;
-  std::uint64_t actions_hash = 0;  // of all requests' normalised actions, the same work every time
-  int different_repeats = 0;       // repeats whose actions were others than the first's
+  std::uint64_t actions_hash = 0;  // of the first repeat's normalised actions, all requests
+  // The noise starts anew every 50 repeats: what had been computed before, and how much came out different.
+  int compared_repeats = 0, different_repeats = 0;
   std::vector<BatchBench> batches;
   std::vector<Component> components;
   Json machine, build;

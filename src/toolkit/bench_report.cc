@@ -144,9 +144,8 @@ std::string bench_text(const BenchReport& r) {
   out += "\n";
   if (r.gpu) out += gpu_text(*r.gpu);
   out += memory_text(r);
-  out += fmt::format("actions {:016x}, {}\n", r.actions_hash,
-                     r.different_repeats == 0 ? "the same bits in every repeat"
-                                              : fmt::format("OTHER bits in {} repeats", r.different_repeats));
+  out += fmt::format("actions of the first run {:016x}; of {} repeats of the same noise {} gave other bits\n",
+                     r.actions_hash, r.compared_repeats, r.different_repeats);
   if (r.device_peaks)
     out += fmt::format("peaks of this GPU: {:.0f} TFLOP/s, copies {:.0f} GB/s ({})\n",
                        r.device_peaks->product_tflops, r.device_peaks->copy_gbs, r.device_peaks->source);
@@ -177,43 +176,44 @@ Json bench_to_json(const BenchReport& r) {
     one["arithmetic_percent"] = share_json(have.gflops, most.arithmetic);
     one["memory_percent"] = share_json(have.gbs, most.memory);
   }
-  Json out = {
-      {"work",
-       {{"views", w.views},
-        {"tokens", w.tokens},
-        {"horizon", w.horizon},
-        {"steps", w.steps},
-        {"batch", w.batch}}},
-      {"model", r.model},
-      {"layout", r.layout},
-      {"device", r.device},
-      {"backend", r.backend},
-      {"precision", r.precision},
-      {"hardware", r.hardware.empty() ? Json(nullptr) : Json(r.hardware)},
-      {"threads", r.threads},
-      {"repeat", r.repeat},
-      {"warmup", r.warmup},
-      {"ready_s", r.ready_s},
-      {"peak_rss_bytes", r.peak_rss_bytes},
-      {"device_bytes", r.device_bytes},
-      {"end_to_end_ms", distribution_to_json(r.end_to_end)},
-      {"device_ms", r.device_ms ? distribution_to_json(*r.device_ms) : Json(nullptr)},
-      {"warmup_ms", r.warmup_ms},
-      {"stages_ms", std::move(stages)},
-      {"rates", std::move(rates)},
-      {"peaks", r.peaks ? peaks_to_json(*r.peaks) : Json(nullptr)},
-      {"device_peaks", r.device_peaks ? device_peaks_to_json(*r.device_peaks) : Json(nullptr)},
-      {"gpu", r.gpu ? gpu_to_json(*r.gpu) : Json(nullptr)},
-      {"memory",
-       {{"opened", memory_to_json(r.opened)},
-        {"settled", memory_to_json(r.settled)},
-        {"ended", memory_to_json(r.ended)}}},
-      {"ragged", r.ragged},
-      {"actions",
-       {{"hash", fmt::format("{:016x}", r.actions_hash)}, {"different_repeats", r.different_repeats}}},
-      {"batches", batches_to_json(r.batches)},
-      {"machine", r.machine},
-      {"build", r.build}};
+  Json out = {{"work",
+               {{"views", w.views},
+                {"tokens", w.tokens},
+                {"horizon", w.horizon},
+                {"steps", w.steps},
+                {"batch", w.batch}}},
+              {"model", r.model},
+              {"layout", r.layout},
+              {"device", r.device},
+              {"backend", r.backend},
+              {"precision", r.precision},
+              {"hardware", r.hardware.empty() ? Json(nullptr) : Json(r.hardware)},
+              {"threads", r.threads},
+              {"repeat", r.repeat},
+              {"warmup", r.warmup},
+              {"ready_s", r.ready_s},
+              {"peak_rss_bytes", r.peak_rss_bytes},
+              {"device_bytes", r.device_bytes},
+              {"end_to_end_ms", distribution_to_json(r.end_to_end)},
+              {"device_ms", r.device_ms ? distribution_to_json(*r.device_ms) : Json(nullptr)},
+              {"warmup_ms", r.warmup_ms},
+              {"stages_ms", std::move(stages)},
+              {"rates", std::move(rates)},
+              {"peaks", r.peaks ? peaks_to_json(*r.peaks) : Json(nullptr)},
+              {"device_peaks", r.device_peaks ? device_peaks_to_json(*r.device_peaks) : Json(nullptr)},
+              {"gpu", r.gpu ? gpu_to_json(*r.gpu) : Json(nullptr)},
+              {"memory",
+               {{"opened", memory_to_json(r.opened)},
+                {"settled", memory_to_json(r.settled)},
+                {"ended", memory_to_json(r.ended)}}},
+              {"ragged", r.ragged},
+              {"actions",
+               {{"hash", fmt::format("{:016x}", r.actions_hash)},
+                {"compared_repeats", r.compared_repeats},
+                {"different_repeats", r.different_repeats}}},
+              {"batches", batches_to_json(r.batches)},
+              {"machine", r.machine},
+              {"build", r.build}};
   if (!r.components.empty()) out["components"] = components_to_json(r.components);
   return out;
 }

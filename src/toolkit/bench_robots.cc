@@ -80,15 +80,17 @@ Result<BenchRobots> BenchRobots::create(const Policy& policy, const BenchOptions
 Status BenchRobots::infer(int count, int steps) {
   if (count == 1) return infer_alone(0, steps);
   const auto n = static_cast<std::size_t>(count);
-  for (std::size_t i = 0; i < n; ++i) sessions_[i].reset();
   return infer_batch(std::span(session_pointers_).first(n), std::span(observations_).first(n),
                      {.steps = steps}, std::span(chunks_).first(n));
 }
 
 Status BenchRobots::infer_alone(int index, int steps) {
   const auto i = static_cast<std::size_t>(index);
-  sessions_[i].reset();
   return sessions_[i].infer_into(robots_[i].observation, {.steps = steps}, chunks_[i]);
+}
+
+void BenchRobots::reset() {
+  for (Session& session : sessions_) session.reset();
 }
 
 }  // namespace servoflow::toolkit

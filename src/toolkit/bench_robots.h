@@ -20,10 +20,12 @@ class BenchRobots {
   // One session, observation and chunk per request of `options.work.batch`.
   static Result<BenchRobots> create(const Policy& policy, const BenchOptions& options, int vocab);
 
-  // The first `count` requests in one pass, from the beginning of their noise: every call has the same work.
+  // The first `count` requests in one pass; each continues its noise where its last call left it.
   Status infer(int count, int steps);
   // Request `index` alone.
   Status infer_alone(int index, int steps);
+  // All noise from the beginning: the calls that follow give the same actions as those after the last reset.
+  void reset();
 
   const ActionChunk& chunk(int index) const { return chunks_[static_cast<std::size_t>(index)]; }
   int size() const { return static_cast<int>(chunks_.size()); }
