@@ -32,7 +32,10 @@ Result<void*> Backend::allocate_staging(std::uint64_t bytes) {
   return static_cast<void*>(staging_.back().data());
 }
 
-void Backend::replay(std::uint64_t, const std::function<void()>& body) { body(); }
+void Backend::replay(std::uint64_t, const std::function<void()>& feed, const std::function<void()>& body) {
+  feed();
+  body();
+}
 
 void Backend::siglip_block(const SiglipBlock& op) { ops::siglip_block(*this, op); }
 void Backend::gemma_layer(const GemmaLayer& op) { ops::gemma_layer(*this, op); }

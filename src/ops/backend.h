@@ -86,10 +86,12 @@ class Backend {
   virtual std::string hardware() const { return {}; }
 
   // A backend that can record work replays it with one call. `body` only enqueues on this backend and reads
-  // nothing on the host but what `key` names and what it uploads from staging memory: it is recorded the
-  // first time a key is seen and replayed from then on. Without recording it simply runs.
+  // nothing on the host but what `key` names: it is recorded the first time a key is seen and replayed from
+  // then on. `feed` enqueues before every run of the body what varies in size: uploads from staging memory.
+  // Without recording both simply run.
   virtual bool records() const { return false; }
-  virtual void replay(std::uint64_t key, const std::function<void()>& body);
+  virtual void replay(std::uint64_t key, const std::function<void()>& feed,
+                      const std::function<void()>& body);
   // Device times within replayed work: mark(i), i < kMarks, between ops; milliseconds from mark i to mark j
   // after finish().
   static constexpr int kMarks = 8;
@@ -100,6 +102,11 @@ class Backend {
   // can use. Called again whenever the table changes.
   virtual void prepare_schedule(const ExpertWeights&, const ModulationRow&, int /*steps*/) {}
 
+  // Whether pictures and tokens enter raw: frames for `letterbox`, ids for `scale_rows` on the whole token
+  // table. Otherwise the host makes pictures and gathers rows.
+  virtual bool takes_raw_inputs() const { return false; }
+
+  void letterbox(const Letterbox& op);
   void patch_rows(const PatchRows& op);
   void scale_rows(const ScaleRows& op);
   void matmul(const Matmul& op);
@@ -118,6 +125,7 @@ class Backend {
 
  protected:
   virtual Status wait() { return {}; }
+  virtual void do_letterbox(const Letterbox& op) = 0;
   virtual void do_patch_rows(const PatchRows& op) = 0;
   virtual void do_scale_rows(const ScaleRows& op) = 0;
   virtual void do_matmul(const Matmul& op) = 0;
@@ -136,6 +144,10 @@ class Backend {
   Status status_;
   std::vector<HostBlock> staging_;
 };
+
+// Whether a frame whose offsets count from `data` (both still in host memory) can become a picture
+// of `image` x `image` pixels: a device could not refuse it any more.
+Status check_frame(const Frame& frame, std::span<const std::byte> data, int image);
 
 struct BackendOptions {
   std::string device = "auto";     // auto | cpu | cuda[:N] | reference (the plain scalar oracle)

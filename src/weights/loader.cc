@@ -53,4 +53,29 @@ Result<const float*> Loader::vector(const std::vector<std::string>& names) {
   return static_cast<const float*>(device);
 }
 
+Result<ops::Matrix> Loader::table(const std::string& name) {
+  SF_ASSIGN_OR_RETURN(const TensorData tensor, source_.get(name));
+  const ops::HostMatrix host = host_matrix(tensor, name);
+  const bool as_is = tensor.dtype == DType::kBF16 || tensor.dtype == DType::kF32;
+  ops::Matrix out{
+      .dtype = as_is ? tensor.dtype : DType::kF32, .rows = host.rows, .cols = host.cols, .pitch = host.cols};
+  const std::uint64_t row_bytes = static_cast<std::uint64_t>(host.cols) * dtype_size(out.dtype);
+  SF_ASSIGN_OR_RETURN(out.data, backend_.allocate(static_cast<std::uint64_t>(host.rows) * row_bytes));
+  if (as_is) {
+    backend_.upload(out.data, host.bytes.data(), host.bytes.size());
+  } else {
+    std::vector<float> values(static_cast<std::size_t>(host.cols));
+    for (int r = 0; r < host.rows; ++r) {
+      SF_RETURN_IF_ERROR(ops::read_row(host, r, values.data()));
+      backend_.upload(static_cast<std::byte*>(out.data) + static_cast<std::uint64_t>(r) * row_bytes,
+                      values.data(), row_bytes);
+      SF_RETURN_IF_ERROR(backend_.finish());
+    }
+  }
+  SF_RETURN_IF_ERROR(backend_.finish());
+  packed_ += static_cast<std::uint64_t>(host.rows) * row_bytes;
+  count(tensor, name);
+  return out;
+}
+
 }  // namespace servoflow::weights

@@ -230,9 +230,11 @@ Status CudaBackend::wait() {
   return {};
 }
 
-void CudaBackend::replay(std::uint64_t key, const std::function<void()>& body) {
+void CudaBackend::replay(std::uint64_t key, const std::function<void()>& feed,
+                         const std::function<void()>& body) {
   if (failed()) return;
   select();
+  feed();
   auto found = graphs_.find(key);
   if (found == graphs_.end()) {
     // Run once for real: it loads the kernels and sizes the scratch memory, which recording must not do.
@@ -257,9 +259,12 @@ void CudaBackend::replay(std::uint64_t key, const std::function<void()>& body) {
       graphs_.erase(graphs_.begin());
     }
     found = graphs_.emplace(key, executable).first;
+    feed();  // the first run may have changed its inputs
   }
   ok(cudaGraphLaunch(found->second, stream_.stream), "launching the graph");
 }
+
+void CudaBackend::do_letterbox(const Letterbox& op) { ok(cuda::letterbox(stream_, op), "letterbox"); }
 
 void CudaBackend::mark(int i) {
   if (failed()) return;

@@ -37,7 +37,9 @@ class CudaBackend : public Backend {
   void read_cache(const KvCache& cache, int layer, int slot, int rows, std::span<float> k,
                   std::span<float> v) override;
   bool records() const override { return true; }
-  void replay(std::uint64_t key, const std::function<void()>& body) override;
+  bool takes_raw_inputs() const override { return true; }
+  void replay(std::uint64_t key, const std::function<void()>& feed,
+              const std::function<void()>& body) override;
   void mark(int i) override;
   double elapsed(int i, int j) override;
 
@@ -49,6 +51,7 @@ class CudaBackend : public Backend {
 
  protected:
   Status wait() override;
+  void do_letterbox(const Letterbox& op) override;
   void do_patch_rows(const PatchRows& op) override;
   void do_scale_rows(const ScaleRows& op) override;
   void do_matmul(const Matmul& op) override;

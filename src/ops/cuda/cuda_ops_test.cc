@@ -28,9 +28,9 @@ TEST_P(Ops, ReplaysWhatItRecorded) {
   const auto values = normal(rows * width, 5);
   void* staged = *device.b->allocate_staging(values.size() * sizeof(float));
   const Matrix x = device.matrix(rows, width, DType::kF32), y = device.matrix(rows, width, DType::kF32);
+  const auto feed = [&] { device.b->upload(x.data, staged, values.size() * sizeof(float)); };
   const auto body = [&] {
     device.b->mark(0);
-    device.b->upload(x.data, staged, values.size() * sizeof(float));
     device.b->scale_rows({.x = x, .y = y, .rows = {rows}, .scale = 2});
     device.b->mark(1);
   };
@@ -38,7 +38,7 @@ TEST_P(Ops, ReplaysWhatItRecorded) {
     std::vector<float> now(values.size());
     for (std::size_t i = 0; i < now.size(); ++i) now[i] = values[i] * static_cast<float>(turn);
     std::memcpy(staged, now.data(), now.size() * sizeof(float));
-    device.b->replay(7, body);
+    device.b->replay(7, feed, body);
     const Status status = device.b->finish();
     ASSERT_TRUE(status.ok()) << status.message();
     EXPECT_GT(device.b->elapsed(0, 1), 0);

@@ -27,6 +27,7 @@ struct NextNorm {
 // Success if this build holds machine code for the current device.
 cudaError_t kernels_run_here();
 
+cudaError_t letterbox(const Stream& s, const Letterbox& op);
 cudaError_t patch_rows(const Stream& s, const PatchRows& op);
 cudaError_t scale_rows(const Stream& s, const ScaleRows& op);
 // y = bf16(x), x float32.
