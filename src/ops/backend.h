@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -18,12 +19,22 @@
 
 namespace servoflow::ops {
 
-// Host rows to pack: [rows, cols] row-major of a float dtype.
+// Random values that a backend can make itself, element i of a tensor: z = state + (i + 1) ·
+// 0x9E3779B97F4A7C15, splitmix64's finalizer, u = float(z >> 40) · 2^-24, offset + amp · (2u - 1) in float32,
+// not fused, rounded to the stored dtype. weights/synth.h says which tensor has which.
+struct Sequence {
+  std::uint64_t state = 0;
+  float amp = 0, offset = 0;
+};
+
+// Host rows to pack: [rows, cols] row-major of a float dtype. Without bytes they are generated, by a backend
+// that does that, in float32 or bfloat16.
 struct HostMatrix {
   DType dtype = DType::kF32;
   int rows = 0, cols = 0;
   std::span<const std::byte> bytes;
   std::string name;  // for error messages
+  std::optional<Sequence> sequence = {};
 };
 
 enum class PackMode : std::uint8_t {
@@ -73,6 +84,9 @@ class Backend {
   // Packs weights into the backend's layout. NaN or Inf is an error that names the tensor and its first bad
   // element.
   virtual Result<Weight> pack(std::span<const HostMatrix> parts, const PackOptions& options) = 0;
+  // Whether generated matrices need no bytes; `generate` writes elements 0 … count - 1 of one.
+  virtual bool generates() const { return false; }
+  virtual void generate(void* /*device*/, DType, std::uint64_t /*count*/, const Sequence&) {}
   // Copies; `host` must stay alive until finish() or the next download.
   virtual void upload(void* device, const void* host, std::size_t bytes) = 0;
   virtual void download(void* host, const void* device, std::size_t bytes) = 0;

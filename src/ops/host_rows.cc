@@ -16,8 +16,8 @@ Status check_parts(std::span<const HostMatrix> parts, const PackOptions& options
     if (!is_float(p.dtype))
       return Status::invalid(p.name + ": dtype " + std::string(dtype_name(p.dtype)) + " cannot be packed");
     if (p.rows <= 0 || p.cols <= 0 || p.cols != parts[0].cols ||
-        p.bytes.size() !=
-            static_cast<std::size_t>(p.rows) * static_cast<std::size_t>(p.cols) * dtype_size(p.dtype))
+        (!p.sequence && p.bytes.size() != static_cast<std::size_t>(p.rows) *
+                                              static_cast<std::size_t>(p.cols) * dtype_size(p.dtype)))
       return Status::runtime(p.name + ": pack: shape and bytes disagree");
   }
   if (options.mode == PackMode::kInterleave && (parts.size() != 2 || parts[0].rows != parts[1].rows))

@@ -32,6 +32,7 @@ class Loader {
   std::uint64_t packed_bytes() const { return packed_; }
 
  private:
+  Result<TensorData> from_source(const std::string& name) const;
   void count(const TensorData& tensor, const std::string& name);
 
   ops::Backend& backend_;

@@ -32,6 +32,8 @@ class CudaBackend : public Backend {
   Result<void*> allocate(std::uint64_t bytes) override;
   Result<void*> allocate_staging(std::uint64_t bytes) override;
   Result<Weight> pack(std::span<const HostMatrix> parts, const PackOptions& options) override;
+  bool generates() const override { return true; }
+  void generate(void* device, DType dtype, std::uint64_t count, const Sequence& sequence) override;
   void upload(void* device, const void* host, std::size_t bytes) override;
   void download(void* host, const void* device, std::size_t bytes) override;
   void read_cache(const KvCache& cache, int layer, int slot, int rows, std::span<float> k,

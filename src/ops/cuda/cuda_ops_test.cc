@@ -47,6 +47,40 @@ TEST_P(Ops, ReplaysWhatItRecorded) {
   }
 }
 
+// What a generated matrix is, is a matter of its bytes: those of weights/synth.h, here for one seed.
+TEST_P(Ops, GeneratesWhatTheHostWould) {
+  ASSERT_TRUE(device.b->generates());
+  const int n = 300, k = 70;
+  const Sequence sequence{0x0123456789ABCDEFu, 0.3f, -0.1f};
+  std::vector<float> values;
+  for (std::uint64_t i = 0; i < static_cast<std::uint64_t>(n) * k; ++i) {
+    std::uint64_t z = sequence.state + (i + 1) * 0x9E3779B97F4A7C15u;
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
+    z ^= z >> 31;
+    const float u = static_cast<float>(static_cast<std::int32_t>(z >> 40)) * 0x1p-24f;
+    values.push_back(sequence.offset + sequence.amp * (u * 2.0f - 1.0f));
+  }
+  for (const DType dtype : {DType::kF32, DType::kBF16}) {
+    std::vector<float> want = values;
+    if (dtype == DType::kBF16)
+      for (float& v : want) v = to_float(to_bf16(v));
+    Matrix made = device.matrix(1, n * k, dtype);
+    device.b->generate(made.data, dtype, static_cast<std::uint64_t>(n) * k, sequence);
+    EXPECT_EQ(device.get(made, 1), want);
+    // Packed, it is what a matrix that came in bytes is.
+    const std::vector<HostMatrix> parts = {{dtype, n, k, {}, "made", sequence}};
+    const auto packed = device.b->pack(parts, {});
+    ASSERT_TRUE(packed.ok()) << packed.status().message();
+    const Weight sent = device.weight({want}, k, PackMode::kConcat, dtype);
+    const Matrix x = device.put(normal(5 * k, 3), 5, k, act()), y = device.matrix(5, n, DType::kF32),
+                 z = device.matrix(5, n, DType::kF32);
+    device.b->matmul({.x = x, .w = &*packed, .y = y, .rows = {5}});
+    device.b->matmul({.x = x, .w = &sent, .y = z, .rows = {5}});
+    EXPECT_EQ(device.get(y, 5), device.get(z, 5));
+  }
+}
+
 // The sizes that the denoise loop has kernels of its own for: rows beyond one pass of 56, requests of
 // different lengths, and a request that gets the same bits alone.
 TEST_P(Ops, ExpertOfFullSize) {
