@@ -38,7 +38,10 @@ void Backend::copy(void* to, const void* from, std::size_t bytes) {
   if (!failed()) std::memcpy(to, from, bytes);
 }
 
-void Backend::replay(std::uint64_t, const std::function<void()>& body) { body(); }
+void Backend::replay(std::uint64_t, const std::function<void()>& feed, const std::function<void()>& body) {
+  feed();
+  body();
+}
 
 void Backend::siglip_block(const SiglipBlock& op) { ops::siglip_block(*this, op); }
 void Backend::gemma_layer(const GemmaLayer& op) { ops::gemma_layer(*this, op); }

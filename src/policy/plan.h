@@ -18,21 +18,26 @@ struct Counts {
   std::int32_t pictures, vision_rows, text_rows, prefix_rows, suffix_rows, requests;
 };
 
-struct Workspace {
-  // Host staging, written by the host and uploaded.
-  float* staged_pixels = nullptr;   // [pictures, image, image, 3]
-  float* staged_text = nullptr;     // [tokens, prefix width]
-  float* staged_actions = nullptr;  // [rows, action_dim], both ways
-  std::int32_t* staged_vision_map = nullptr;
-  std::int32_t* staged_text_map = nullptr;
-  ops::Segment* staged_segments = nullptr;  // pictures, then prefix, then suffix
-  Counts* staged_counts = nullptr;
-
-  // Device.
-  float* pixels = nullptr;
-  std::int32_t *vision_map = nullptr, *text_map = nullptr;
-  ops::Segment* segments = nullptr;
+// What the host hands over for one pass. It lies in one block, the same in staging memory and on the device,
+// so that one copy moves all of it; only what frames need has no fixed size and comes last.
+struct Inputs {
   Counts* counts = nullptr;
+  ops::Segment* segments = nullptr;                         // pictures, then prefix, then suffix
+  std::int32_t *vision_map = nullptr, *text_map = nullptr;  // rows of the prefix
+  float* actions = nullptr;                                 // [rows, action_dim], both ways
+  std::int32_t* ids = nullptr;                              // of raw inputs: tokens,
+  ops::Frame* frames = nullptr;                             // one per picture,
+  std::byte* data = nullptr;                                // their pixels and tables
+};
+
+struct Workspace {
+  Inputs staged, device;
+  std::uint64_t input_bytes = 0;  // up to `data`
+  std::uint64_t data_bytes = 0;   // capacity of `data`
+  // Host staging where inputs are not raw: pictures [pictures, image, image, 3], text [tokens, prefix width].
+  float *staged_pixels = nullptr, *staged_text = nullptr;
+
+  float* pixels = nullptr;  // device
   ops::Count picture_count, vision_rows, text_rows, prefix_rows, suffix_rows;
   ops::Segments picture_segments, prefix_segments, suffix_segments;
 

@@ -3,7 +3,9 @@
 
 #include <algorithm>
 #include <chrono>
+#include <functional>
 #include <mutex>
+#include <utility>
 
 #include "contract/canonical.h"
 #include "contract/load.h"
@@ -93,12 +95,25 @@ struct Session::Impl {
   std::uint64_t seed = 0, request = 0;
   stages::ModelInput input;
   std::vector<float> noise, actions;
+  // The next request's noise, drawn while a device computes this one's.
+  std::vector<float> next_noise;
+  std::uint64_t next_request = 0;
+  bool has_next = false;
+  std::function<void()> draw_next = [this] {
+    next_noise.resize(noise.size());
+    next_request = request + 1;
+    policy::fill_noise(seed, next_request, next_noise);
+    has_next = true;
+  };
 
   Status preprocess(const Observation& observation, std::span<const float> given_noise, StageTimes& times) {
     const zones::Zone zone("preprocess");
     const Clock::time_point begin = Clock::now();
     SF_RETURN_IF_ERROR(preprocessor->run(observation, input));
-    if (given_noise.empty()) {
+    if (given_noise.empty() && has_next && next_request == request) {
+      std::swap(noise, next_noise);
+      has_next = false;
+    } else if (given_noise.empty()) {
       policy::fill_noise(seed, request, noise);
     } else if (given_noise.size() == noise.size()) {
       std::copy(given_noise.begin(), given_noise.end(), noise.begin());
@@ -109,6 +124,10 @@ struct Session::Impl {
     }
     times.preprocess = milliseconds_since(begin);
     return {};
+  }
+
+  policy::NetworkRequest network_request(bool own_noise) {
+    return {&input, noise, actions, own_noise ? &draw_next : nullptr};
   }
 
   Status postprocess(ActionChunk& chunk) {
@@ -191,12 +210,13 @@ Result<Session> Policy::new_session(const SessionOptions& options) const {
     return Status::invalid("robot " + s.contract.name + ": " + std::to_string(s.contract.cameras.size()) +
                            " cameras; the model has " + std::to_string(impl_->info.camera_slots) + " slots");
   const weights::Architecture& a = impl_->architecture;
-  SF_ASSIGN_OR_RETURN(s.preprocessor,
-                      stages::Preprocessor::create(s.contract, {.image_size = a.vision.image,
-                                                                .tokenizer_path = impl_->tokenizer,
-                                                                .vocab = a.vocab,
-                                                                .max_tokens = a.max_tokens,
-                                                                .tokenizer_hint = impl_->tokenizer_hint}));
+  SF_ASSIGN_OR_RETURN(s.preprocessor, stages::Preprocessor::create(
+                                          s.contract, {.image_size = a.vision.image,
+                                                       .tokenizer_path = impl_->tokenizer,
+                                                       .vocab = a.vocab,
+                                                       .max_tokens = a.max_tokens,
+                                                       .raw_frames = impl_->network->info().raw_frames,
+                                                       .tokenizer_hint = impl_->tokenizer_hint}));
   SF_ASSIGN_OR_RETURN(s.postprocessor, stages::Postprocessor::create(s.contract, a.action_dim));
   s.contract_json = contract::canonical_json(s.contract);
   s.contract_hash = contract::contract_hash(s.contract);
@@ -217,7 +237,7 @@ Status Session::infer_into(const Observation& observation, const InferOptions& o
   SF_RETURN_IF_ERROR(s.preprocess(observation, options.noise, chunk.times));
   {
     const std::lock_guard turn(s.policy->device);
-    const policy::NetworkRequest request{&s.input, s.noise, s.actions};
+    const policy::NetworkRequest request = s.network_request(options.noise.empty());
     const int steps = options.steps != 0 ? options.steps : s.policy->architecture.default_steps;
     SF_RETURN_IF_ERROR(s.policy->network->run({&request, 1}, steps, &chunk.times, nullptr));
   }
@@ -247,7 +267,7 @@ Status infer_batch(std::span<Session* const> sessions, std::span<const Observati
         options.noise.empty() ? options.noise : options.noise.subspan(i * s.noise.size(), s.noise.size());
     SF_RETURN_IF_ERROR(
         s.preprocess(*observations[i], noise, chunks[i].times).with_context("request " + std::to_string(i)));
-    requests[i] = {&s.input, s.noise, s.actions};
+    requests[i] = s.network_request(options.noise.empty());
   }
   StageTimes times;
   {

@@ -106,10 +106,12 @@ class CaseJudge : public policy::StageTap {
 
  private:
   std::string recorded_name(std::string_view stage) const {
-    constexpr std::string_view kVision = "vision/";
-    if (!stage.starts_with(kVision)) return std::string(stage);
-    const std::size_t picture = std::strtoul(std::string(stage.substr(kVision.size())).c_str(), nullptr, 10);
-    return picture < slots_.size() ? "vision/" + slots_[picture] : std::string(stage);
+    for (const std::string_view kind : {"vision/", "image/"}) {
+      if (!stage.starts_with(kind)) continue;
+      const std::size_t picture = std::strtoul(std::string(stage.substr(kind.size())).c_str(), nullptr, 10);
+      if (picture < slots_.size()) return std::string(kind) + slots_[picture];
+    }
+    return std::string(stage);
   }
   Gates gates(const StageName& stage) const {
     const auto it = table_.find(stage.group);
@@ -252,7 +254,8 @@ class Verifier {
                         stages::Preprocessor::create(contract, {.image_size = a.vision.image,
                                                                 .tokenizer_path = tokenizer_,
                                                                 .vocab = a.vocab,
-                                                                .max_tokens = c.max_tokens}));
+                                                                .max_tokens = c.max_tokens,
+                                                                .raw_frames = network_->info().raw_frames}));
     Observation observation;
     for (const CaseImage& image : c.images)
       observation.images.push_back({image.slot, ImageLayout::kHWC, image.height, image.width, image.rgb});
@@ -265,7 +268,8 @@ class Verifier {
     for (int p = 0; p < input.picture_count; ++p) {
       const stages::CameraPicture& one = input.pictures[static_cast<std::size_t>(p)];
       slots.push_back(contract.cameras[static_cast<std::size_t>(one.slot)].slot);
-      judge.add("image/" + slots.back(), values_of(std::span<const float>(one.pixels), picture));
+      if (!one.is_raw)  // else the network makes it, and is watched
+        judge.add("image/" + slots.back(), values_of(std::span<const float>(one.pixels), picture));
     }
     judge.name_pictures(std::move(slots));
 

@@ -188,6 +188,15 @@ Result<Weight> CudaBackend::pack(std::span<const HostMatrix> parts, const PackOp
     for (int row = 0; row < part.rows; row += at_once, turn ^= 1) {
       const int count = std::min(at_once, part.rows - row);
       const std::uint64_t bytes = static_cast<std::uint64_t>(count) * row_bytes;
+      if (part.sequence) {
+        const auto cols = static_cast<std::uint64_t>(part.cols);
+        ok(fill_sequence(stream_.stream, *part.sequence, static_cast<std::uint64_t>(row) * cols,
+                         static_cast<std::uint64_t>(count) * cols, part.dtype, landing_[turn]),
+           "generating");
+        ok(pack_rows(stream_.stream, landing_[turn], part.dtype, count, first + row, w, data, bad_),
+           "packing");
+        continue;
+      }
       if (!ok(cudaEventSynchronize(staged_[turn]), "copying weights")) return finish();
       std::memcpy(staging_[turn], part.bytes.data() + static_cast<std::uint64_t>(row) * row_bytes, bytes);
       ok(cudaMemcpyAsync(landing_[turn], staging_[turn], bytes, cudaMemcpyHostToDevice, stream_.stream),
@@ -203,10 +212,17 @@ Result<Weight> CudaBackend::pack(std::span<const HostMatrix> parts, const PackOp
   if (bad != 0) {  // find the culprit by name, slowly
     std::vector<float> values(static_cast<std::size_t>(w.k));
     for (const HostMatrix& part : parts)
-      for (int r = 0; r < part.rows; ++r) SF_RETURN_IF_ERROR(read_row(part, r, values.data()));
+      for (int r = 0; r < part.rows && !part.sequence; ++r)
+        SF_RETURN_IF_ERROR(read_row(part, r, values.data()));
     return Status::invalid(parts[0].name + ": a value overflows bf16");
   }
   return out;
+}
+
+void CudaBackend::generate(void* device, DType dtype, std::uint64_t count, const Sequence& sequence) {
+  if (failed() || count == 0) return;
+  select();
+  ok(fill_sequence(stream_.stream, sequence, 0, count, dtype, device), "generating");
 }
 
 void CudaBackend::upload(void* device, const void* host, std::size_t bytes) {
@@ -247,9 +263,11 @@ Status CudaBackend::wait() {
   return {};
 }
 
-void CudaBackend::replay(std::uint64_t key, const std::function<void()>& body) {
+void CudaBackend::replay(std::uint64_t key, const std::function<void()>& feed,
+                         const std::function<void()>& body) {
   if (failed()) return;
   select();
+  feed();
   auto found = graphs_.find(key);
   if (found == graphs_.end()) {
     // Run once for real: it loads the kernels and sizes the scratch memory, which recording must not do.
@@ -274,9 +292,12 @@ void CudaBackend::replay(std::uint64_t key, const std::function<void()>& body) {
       graphs_.erase(graphs_.begin());
     }
     found = graphs_.emplace(key, executable).first;
+    feed();  // the first run may have changed its inputs
   }
   ok(cudaGraphLaunch(found->second, stream_.stream), "launching the graph");
 }
+
+void CudaBackend::do_letterbox(const Letterbox& op) { ok(cuda::letterbox(stream_, op), "letterbox"); }
 
 void CudaBackend::mark(int i) {
   if (failed()) return;
