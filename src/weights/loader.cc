@@ -1,5 +1,9 @@
 #include "weights/loader.h"
 
+#include <algorithm>
+#include <cstring>
+
+#include "core/bf16.h"
 #include "core/status_macros.h"
 #include "ops/host_rows.h"
 
@@ -58,25 +62,50 @@ Result<const float*> Loader::vector(const std::vector<std::string>& names) {
   return static_cast<const float*>(device);
 }
 
+namespace {
+
+// Whether a float32 tensor was widened from bfloat16, as published checkpoints are: half of it is zeros.
+bool holds_bf16(std::span<const std::byte> floats) {
+  for (std::size_t i = 0; i < floats.size(); i += 4)
+    if (floats[i] != std::byte{0} || floats[i + 1] != std::byte{0}) return false;
+  return true;
+}
+
+}  // namespace
+
 Result<ops::Matrix> Loader::table(const std::string& name) {
   SF_ASSIGN_OR_RETURN(const TensorData tensor, from_source(name));
   const ops::HostMatrix host = host_matrix(tensor, name);
-  const bool as_is = tensor.dtype == DType::kBF16 || tensor.dtype == DType::kF32;
-  ops::Matrix out{
-      .dtype = as_is ? tensor.dtype : DType::kF32, .rows = host.rows, .cols = host.cols, .pitch = host.cols};
+  const bool narrow = tensor.dtype == DType::kF32 && !host.sequence && holds_bf16(host.bytes);
+  ops::Matrix out{.dtype = tensor.dtype == DType::kBF16 || narrow ? DType::kBF16 : DType::kF32,
+                  .rows = host.rows,
+                  .cols = host.cols,
+                  .pitch = host.cols};
   const std::uint64_t row_bytes = static_cast<std::uint64_t>(host.cols) * dtype_size(out.dtype);
   SF_ASSIGN_OR_RETURN(out.data, backend_.allocate(static_cast<std::uint64_t>(host.rows) * row_bytes));
   if (host.sequence) {
     backend_.generate(out.data, out.dtype, static_cast<std::uint64_t>(tensor.shape.elements()),
                       *host.sequence);
-  } else if (as_is) {
+  } else if (out.dtype == tensor.dtype) {
     backend_.upload(out.data, host.bytes.data(), host.bytes.size());
   } else {
-    std::vector<float> values(static_cast<std::size_t>(host.cols));
-    for (int r = 0; r < host.rows; ++r) {
-      SF_RETURN_IF_ERROR(ops::read_row(host, r, values.data()));
-      backend_.upload(static_cast<std::byte*>(out.data) + static_cast<std::uint64_t>(r) * row_bytes,
-                      values.data(), row_bytes);
+    constexpr int kRows = 4096;  // at once
+    const auto cols = static_cast<std::size_t>(host.cols);
+    std::vector<float> values(cols);
+    std::vector<std::byte> rows(kRows * row_bytes);
+    for (int first = 0; first < host.rows; first += kRows) {
+      const int count = std::min(kRows, host.rows - first);
+      for (int r = 0; r < count; ++r) {
+        SF_RETURN_IF_ERROR(ops::read_row(host, first + r, values.data()));
+        std::byte* row = rows.data() + static_cast<std::uint64_t>(r) * row_bytes;
+        if (narrow) {
+          for (std::size_t i = 0; i < cols; ++i) reinterpret_cast<bf16*>(row)[i] = to_bf16(values[i]);
+        } else {
+          std::memcpy(row, values.data(), row_bytes);
+        }
+      }
+      backend_.upload(static_cast<std::byte*>(out.data) + static_cast<std::uint64_t>(first) * row_bytes,
+                      rows.data(), static_cast<std::uint64_t>(count) * row_bytes);
       SF_RETURN_IF_ERROR(backend_.finish());
     }
   }

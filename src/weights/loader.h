@@ -23,8 +23,8 @@ class Loader {
   Result<const float*> vector(const std::vector<std::string>& names);
   Result<const float*> vector(const std::string& name) { return vector(std::vector<std::string>{name}); }
 
-  // The named tensor [rows, width] as it is stored, dense, in device memory; what is stored neither as
-  // bfloat16 nor as float32 becomes float32.
+  // The named tensor [rows, width], dense, in device memory: as bfloat16 if that holds its values, else as
+  // float32.
   Result<ops::Matrix> table(const std::string& name);
 
   ops::Backend& backend() { return backend_; }

@@ -103,11 +103,13 @@ std::uint64_t CudaBackend::cache_bytes(const KvCache& c) const {
          static_cast<std::uint64_t>(c.head_dim) * dtype_size(c.dtype);
 }
 
-// Many weights share a block; every address is a multiple of 256.
+// Many weights share a block, and what is left of each is offered to all that come later: weights are of a
+// few sizes, so that little stays empty. Every address is a multiple of 256.
 Result<void*> CudaBackend::allocate(std::uint64_t bytes) {
   select();
   bytes = round_up(std::max<std::uint64_t>(bytes, 1), 256);
-  if (bytes > arena_left_) {
+  auto room = std::find_if(rooms_.begin(), rooms_.end(), [&](const Room& r) { return r.left >= bytes; });
+  if (room == rooms_.end()) {
     const std::uint64_t size = std::max(bytes, kArenaBlock);
     void* block = nullptr;
     if (const cudaError_t e = cudaMalloc(&block, size); e != cudaSuccess) {
@@ -121,12 +123,11 @@ Result<void*> CudaBackend::allocate(std::uint64_t bytes) {
     blocks_.push_back(block);
     if (const cudaError_t e = cudaMemsetAsync(block, 0, size, stream_.stream); e != cudaSuccess)
       return cuda_error(e, "cudaMemset");
-    arena_ = static_cast<char*>(block);
-    arena_left_ = size;
+    room = rooms_.insert(rooms_.end(), {static_cast<char*>(block), size});
   }
-  void* out = arena_;
-  arena_ += bytes;
-  arena_left_ -= bytes;
+  void* out = room->next;
+  room->next += bytes;
+  room->left -= bytes;
   return out;
 }
 

@@ -102,8 +102,11 @@ class CudaBackend : public Backend {
   std::string name_, hardware_;
   Stream stream_;
   std::vector<void*> blocks_, pinned_;
-  char* arena_ = nullptr;
-  std::uint64_t arena_left_ = 0;
+  struct Room {
+    char* next = nullptr;
+    std::uint64_t left = 0;
+  };
+  std::vector<Room> rooms_;  // the rest of each block
   void* staging_[2] = {};  // pinned, for packing
   void* landing_[2] = {};  // their copies on the device
   cudaEvent_t staged_[2] = {};
