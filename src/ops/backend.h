@@ -194,5 +194,11 @@ Result<std::unique_ptr<Backend>> make_cpu_backend(const std::string& precision, 
 Result<std::unique_ptr<Backend>> make_reference_backend();
 Result<std::unique_ptr<Backend>> make_cuda_backend(const std::string& precision, int ordinal);
 bool cuda_is_built();
+int cuda_device_count();  // GPUs that a backend can be made for; 0 without CUDA, driver or GPU
+
+// "cuda:0,2" -> cuda:0 and cuda:2; "cuda:all" -> every GPU; "auto", "cpu" and "cuda:1" are one. Fails, naming
+// what is wrong, for an empty entry and for a GPU named twice; whether a device is there shows when it is
+// opened.
+Result<std::vector<std::string>> device_list(const std::string& devices);
 
 }  // namespace servoflow::ops

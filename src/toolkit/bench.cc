@@ -85,9 +85,9 @@ class Bench {
     if (!o_.ceilings.empty()) {
       SF_ASSIGN_OR_RETURN(ceilings_, read_device_peaks(o_.ceilings, info.precision));
     }
-    // A second backend on the same device, to look at it and to probe it; it holds next to nothing.
+    // A second backend on the same (first) device, to look at it and to probe it; it holds next to nothing.
     SF_ASSIGN_OR_RETURN(ops::BackendChoice probe,
-                        ops::make_backend({.device = info.device, .precision = info.precision}));
+                        ops::make_backend({.device = info.devices[0].device, .precision = info.precision}));
     probe_ = std::move(probe.backend);
     const std::optional<ops::DeviceState> state = probe_->device_state();
     watch_ = std::make_unique<GpuWatch>(state ? state->bus : "an unknown address");

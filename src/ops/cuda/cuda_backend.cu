@@ -350,6 +350,11 @@ namespace servoflow::ops {
 
 bool cuda_is_built() { return true; }
 
+int cuda_device_count() {
+  int devices = 0;
+  return cudaGetDeviceCount(&devices) == cudaSuccess ? devices : 0;
+}
+
 Result<std::unique_ptr<Backend>> make_cuda_backend(const std::string& precision, int ordinal) {
   SF_ASSIGN_OR_RETURN(std::unique_ptr<cuda::CudaBackend> backend,
                       cuda::CudaBackend::create(precision, ordinal, false));
