@@ -371,7 +371,7 @@ Status NetworkImpl::run(std::span<const NetworkRequest> requests, int steps, Sta
   const auto action_size =
       static_cast<std::size_t>(arch_.horizon) * static_cast<std::size_t>(arch_.action_dim);
   for (std::size_t r = 0; r < requests.size(); ++r)
-    std::copy_n(w_.staged_actions + r * action_size, action_size, requests[r].actions.begin());
+    std::copy_n(w_.staged.actions + r * action_size, action_size, requests[r].actions.begin());
   return {};
 }
 
@@ -400,7 +400,7 @@ Status NetworkImpl::run_stages(const stages::Schedule& schedule, const stages::M
   if (tap != nullptr) tap_prefix(*tap, input, true);
   SF_RETURN_IF_ERROR(run_denoise(schedule, times, tap));
   backend_->download(
-      w_.staged_actions, w_.actions.data,
+      w_.staged.actions, w_.actions.data,
       static_cast<std::size_t>(w_.staged.counts->suffix_rows * arch_.action_dim) * sizeof(float));
   SF_RETURN_IF_ERROR(backend_->finish());
   if (times != nullptr) {
@@ -436,7 +436,7 @@ Status NetworkImpl::run_recorded(const stages::Schedule& schedule, std::span<con
     backend_->mark(3);
     denoise_.run(*backend_, schedule, denoise_run(), 0, schedule.steps);
     backend_->mark(4);
-    backend_->download(w_.staged_actions, w_.actions.data, actions * sizeof(float));
+    backend_->download(w_.staged.actions, w_.actions.data, actions * sizeof(float));
     backend_->mark(5);
   };
   backend_->replay(key, std::cref(feed), std::cref(body));

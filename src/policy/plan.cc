@@ -109,8 +109,6 @@ Result<Workspace> plan_workspace(ops::Backend& backend, const weights::Architect
   SF_RETURN_IF_ERROR(plan.status());
   lay_out(w.staged, staged, raw, a, capacity);
   lay_out(w.device, device, raw, a, capacity);
-  plan.staging(w.staged_actions,
-               static_cast<std::uint64_t>(suffix_rows) * static_cast<std::uint64_t>(a.action_dim));
   plan.device(w.pixels, pixels);
   if (!raw) {
     plan.staging(w.staged_pixels, pixels);

@@ -24,7 +24,7 @@ struct Inputs {
   Counts* counts = nullptr;
   ops::Segment* segments = nullptr;                         // pictures, then prefix, then suffix
   std::int32_t *vision_map = nullptr, *text_map = nullptr;  // rows of the prefix
-  float* actions = nullptr;                                 // noise [rows, action_dim]; on the device it moves
+  float* actions = nullptr;                                 // [rows, action_dim], both ways
   std::int32_t* ids = nullptr;                              // of raw inputs: tokens,
   ops::Frame* frames = nullptr;                             // one per picture,
   std::byte* data = nullptr;                                // their pixels and tables
@@ -36,8 +36,6 @@ struct Workspace {
   std::uint64_t data_bytes = 0;   // capacity of `data`
   // Host staging where inputs are not raw: pictures [pictures, image, image, 3], text [tokens, prefix width].
   float *staged_pixels = nullptr, *staged_text = nullptr;
-  // Where actions return to. Not where the noise lies: a pass that is recorded runs twice from the same inputs.
-  float* staged_actions = nullptr;
 
   float* pixels = nullptr;  // device
   ops::Count picture_count, vision_rows, text_rows, prefix_rows, suffix_rows;
