@@ -267,7 +267,7 @@ void CudaBackend::replay(std::uint64_t key, const std::function<void()>& feed,
   if (failed()) return;
   select();
   feed();
-  auto found = graphs_.find(key);
+  const auto found = graphs_.find(key);
   if (found == graphs_.end()) {
     // Run once for real: it loads the kernels and sizes the scratch memory, which recording must not do.
     body();
@@ -290,8 +290,8 @@ void CudaBackend::replay(std::uint64_t key, const std::function<void()>& feed,
       cudaGraphExecDestroy(graphs_.begin()->second);
       graphs_.erase(graphs_.begin());
     }
-    found = graphs_.emplace(key, executable).first;
-    feed();  // the first run may have changed its inputs
+    graphs_.emplace(key, executable);
+    return;  // this call has run already
   }
   ok(cudaGraphLaunch(found->second, stream_.stream), "launching the graph");
 }

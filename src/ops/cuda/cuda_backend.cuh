@@ -108,8 +108,8 @@ class CudaBackend : public Backend {
     std::uint64_t left = 0;
   };
   std::vector<Room> rooms_;  // the rest of each block
-  void* staging_[2] = {};  // pinned, for packing
-  void* landing_[2] = {};  // their copies on the device
+  void* staging_[2] = {};    // pinned, for packing
+  void* landing_[2] = {};    // their copies on the device
   cudaEvent_t staged_[2] = {};
   int* bad_ = nullptr;
   std::unordered_map<const void*, WeightLayout> layouts_;
