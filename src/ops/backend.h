@@ -111,8 +111,8 @@ class Backend {
 
   // A backend that can record work replays it with one call. `body` only enqueues on this backend and reads
   // nothing on the host but what `key` names: it is recorded the first time a key is seen and replayed from
-  // then on. `feed` enqueues before every run of the body what varies in size: uploads from staging memory.
-  // Without recording both simply run.
+  // then on. `feed` enqueues before the body what varies in size: uploads. Without recording both simply run,
+  // and so they do the first time: a body runs once per call and may change its inputs.
   virtual bool records() const { return false; }
   virtual void replay(std::uint64_t key, const std::function<void()>& feed,
                       const std::function<void()>& body);
@@ -169,9 +169,9 @@ class Backend {
   std::vector<HostBlock> staging_;
 };
 
-// Whether a frame whose offsets count from `data` (both still in host memory) can become a picture
-// of `image` x `image` pixels: a device could not refuse it any more.
-Status check_frame(const Frame& frame, std::span<const std::byte> data, int image);
+// Whether a frame can become a picture of `image` x `image` pixels: a device could not refuse it any more.
+// `tables` is the beginning, still in host memory, of the `bytes` that its offsets point into.
+Status check_frame(const Frame& frame, std::span<const std::byte> tables, std::uint64_t bytes, int image);
 
 struct BackendOptions {
   std::string device = "auto";     // auto | cpu | cuda[:N] | reference (the plain scalar oracle)

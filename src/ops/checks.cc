@@ -26,13 +26,13 @@ const char* broken(const Letterbox& op) {
 }
 
 // One axis of a frame: `in` inputs, `out` outputs, its tables at byte `at`.
-const char* broken_axis(const Frame& f, std::span<const std::byte> data, std::int64_t at, int taps, int in,
+const char* broken_axis(const Frame& f, std::span<const std::byte> tables, std::int64_t at, int taps, int in,
                         int out) {
   SF_REQUIRE(taps > 0 && at >= 0 && at % 4 == 0);
   const std::uint64_t need = static_cast<std::uint64_t>(out) * (2 + static_cast<std::uint64_t>(taps)) * 4;
-  SF_REQUIRE(static_cast<std::uint64_t>(at) <= data.size() &&
-             need <= data.size() - static_cast<std::uint64_t>(at));
-  const auto* first = reinterpret_cast<const std::int32_t*>(data.data() + at);
+  SF_REQUIRE(static_cast<std::uint64_t>(at) <= tables.size() &&
+             need <= tables.size() - static_cast<std::uint64_t>(at));
+  const auto* first = reinterpret_cast<const std::int32_t*>(tables.data() + at);
   const auto* second = first + out;
   const bool sums = f.resampling == Resampling::kFixedPoint;
   for (int i = 0; i < out; ++i) {
@@ -42,7 +42,7 @@ const char* broken_axis(const Frame& f, std::span<const std::byte> data, std::in
   return nullptr;
 }
 
-const char* broken(const Frame& f, std::span<const std::byte> data, int image) {
+const char* broken(const Frame& f, std::span<const std::byte> tables, std::uint64_t bytes, int image) {
   SF_REQUIRE(image > 0 && f.width > 0 && f.height > 0 && f.pixels >= 0 && f.pixels % 4 == 0);
   const bool ready = f.resampling == Resampling::kReady;
   SF_REQUIRE(!ready || (f.width == image && f.height == image));
@@ -50,14 +50,14 @@ const char* broken(const Frame& f, std::span<const std::byte> data, int image) {
   const std::uint64_t need = std::uint64_t{3} * static_cast<std::uint64_t>(f.width) *
                              static_cast<std::uint64_t>(f.height) * (ready ? sizeof(float) : 1);
   SF_REQUIRE(ready || need <= kMaxFrameBytes);
-  SF_REQUIRE(static_cast<std::uint64_t>(f.pixels) <= data.size() &&
-             need <= data.size() - static_cast<std::uint64_t>(f.pixels));
+  SF_REQUIRE(static_cast<std::uint64_t>(f.pixels) <= bytes &&
+             need <= bytes - static_cast<std::uint64_t>(f.pixels));
   if (ready) return nullptr;
   SF_REQUIRE(f.resampling == Resampling::kFixedPoint || (f.column_taps == 1 && f.row_taps == 1));
   SF_REQUIRE(f.columns > 0 && f.left >= 0 && f.columns <= image - f.left);
   SF_REQUIRE(f.rows > 0 && f.top >= 0 && f.rows <= image - f.top);
-  if (const char* b = broken_axis(f, data, f.column_table, f.column_taps, f.width, f.columns)) return b;
-  return broken_axis(f, data, f.row_table, f.row_taps, f.height, f.rows);
+  if (const char* b = broken_axis(f, tables, f.column_table, f.column_taps, f.width, f.columns)) return b;
+  return broken_axis(f, tables, f.row_table, f.row_taps, f.height, f.rows);
 }
 
 const char* broken(const PatchRows& op) {
@@ -143,8 +143,8 @@ const char* broken(const EulerStep& op) {
 #undef SF_REQUIRE
 }  // namespace
 
-Status check_frame(const Frame& frame, std::span<const std::byte> data, int image) {
-  const char* b = broken(frame, data, image);
+Status check_frame(const Frame& frame, std::span<const std::byte> tables, std::uint64_t bytes, int image) {
+  const char* b = broken(frame, tables, bytes, image);
   if (b == nullptr) return {};
   return Status::invalid("a frame of " + std::to_string(frame.width) + "x" + std::to_string(frame.height) +
                          " pixels cannot become a picture: contract broken: " + b);

@@ -21,7 +21,10 @@ struct Good {
               .row_table = 64,
               .column_taps = 2,
               .row_taps = 2};
-  Status check(int image = 4) const { return check_frame(frame, std::as_bytes(std::span(block)), image); }
+  Status check(int image = 4) const {
+    const auto bytes = std::as_bytes(std::span(block));
+    return check_frame(frame, bytes, bytes.size(), image);
+  }
 };
 
 TEST(CheckFrame, TakesWhatFits) {

@@ -459,7 +459,7 @@ TEST_P(Ops, Letterbox) {
                                         3);
         for (std::uint8_t& b : bytes) b = static_cast<std::uint8_t>(random());
         f.pixels = append(bytes.data(), bytes.size());
-        const Status fine = check_frame(f, data, image);
+        const Status fine = check_frame(f, data, data.size(), image);
         ASSERT_TRUE(fine.ok()) << fine.message();
         frames.push_back(f);
       }

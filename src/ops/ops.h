@@ -128,12 +128,15 @@ inline constexpr int kResamplingBits = 22;
 // The largest frame that is resized on the device; larger ones arrive as pictures.
 inline constexpr std::uint64_t kMaxFrameBytes = std::uint64_t{3} * 1280 * 960;
 inline constexpr int kMaxFrameSide = 4096;
-// Enough for the pixels and tables of one frame, or for a picture.
-constexpr std::uint64_t max_frame_bytes(int image) {
-  const auto side = static_cast<std::uint64_t>(image);
-  const std::uint64_t picture = side * side * 3 * sizeof(float),
-                      tables = 2 * (2 * std::uint64_t{kMaxFrameSide} + 5 * side) * sizeof(std::int32_t);
-  return (picture > kMaxFrameBytes ? picture : kMaxFrameBytes) + tables + 64;
+// Enough for the tables of one frame; for its pixels or a picture.
+constexpr std::uint64_t max_table_bytes(int image) {
+  return 2 * (2 * std::uint64_t{kMaxFrameSide} + 5 * static_cast<std::uint64_t>(image)) *
+             sizeof(std::int32_t) +
+         64;
+}
+constexpr std::uint64_t max_pixel_bytes(int image) {
+  const std::uint64_t picture = static_cast<std::uint64_t>(image) * static_cast<std::uint64_t>(image) * 12;
+  return ((picture > kMaxFrameBytes ? picture : kMaxFrameBytes) + 255) / 256 * 256;
 }
 
 // ---- arguments of the fused-size operations, in the order of one inference

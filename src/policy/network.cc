@@ -76,8 +76,9 @@ class NetworkImpl : public Network {
   stages::Denoise denoise_;
   Capacity capacity_;
   Workspace w_;
-  bool raw_ = false;             // frames and ids enter, not pictures and rows
-  std::uint64_t data_used_ = 0;  // of w_.staged.data
+  bool raw_ = false;                                      // frames and ids enter, not pictures and rows
+  std::uint64_t tables_used_ = 0;                         // bytes of w_.staged.tables
+  std::vector<std::span<const std::byte>> frame_pixels_;  // where each frame's pixels are
   NetworkInfo info_;
 };
 
@@ -95,6 +96,7 @@ Status NetworkImpl::open(std::shared_ptr<const weights::WeightSource> source,
   SF_ASSIGN_OR_RETURN(prefix_, stages::Prefix::load(loader, arch_));
   SF_ASSIGN_OR_RETURN(denoise_, stages::Denoise::load(loader, arch_));
   SF_ASSIGN_OR_RETURN(w_, plan_workspace(*backend_, arch_, capacity_));
+  frame_pixels_.resize(static_cast<std::size_t>(w_.picture_count.capacity));
   SF_RETURN_IF_ERROR(denoise_.schedule(*backend_, arch_.default_steps).status());
   info_ = {.device = backend_->device(),
            .backend = backend_->name(),
@@ -108,39 +110,39 @@ Status NetworkImpl::open(std::shared_ptr<const weights::WeightSource> source,
   return {};
 }
 
-// Appends `bytes` to what frames need; their offset.
-std::int64_t append(std::byte* data, std::uint64_t& used, const void* from, std::size_t bytes) {
-  const std::uint64_t at = used;
-  std::memcpy(data + at, from, bytes);
-  used = (at + bytes + 15) / 16 * 16;
-  return static_cast<std::int64_t>(at);
-}
-
 // A network that takes frames gets pictures too, from formats and sizes that only the host knows.
 Status NetworkImpl::stage_frame(const stages::CameraPicture& picture, int index) {
   ops::Frame& frame = w_.staged.frames[index];
-  std::byte* data = w_.staged.data;
-  if (!picture.is_raw) {
+  std::span<const std::byte> pixels = std::as_bytes(std::span(picture.pixels));
+  if (picture.is_raw) {
+    const stages::RawFrame& raw = picture.raw;
+    pixels = std::as_bytes(raw.bytes);
+    frame = raw.frame;
+    const std::size_t need = (raw.columns.table.size() + raw.rows.table.size()) * sizeof(std::int32_t);
+    if (need > w_.table_bytes - tables_used_ || pixels.size() != std::size_t{3} *
+                                                                     static_cast<std::size_t>(frame.width) *
+                                                                     static_cast<std::size_t>(frame.height))
+      return Status::invalid("images: frame " + std::to_string(index) + ": " + std::to_string(pixels.size()) +
+                             " bytes for " + std::to_string(frame.width) + "x" +
+                             std::to_string(frame.height) + " pixels, or its tables are too large");
+    const auto append = [this](const stages::AxisTable& axis) {
+      const std::uint64_t at = tables_used_, bytes = axis.table.size() * sizeof(std::int32_t);
+      std::memcpy(w_.staged.tables + at, axis.table.data(), bytes);
+      tables_used_ = at + bytes;
+      return static_cast<std::int64_t>(at);
+    };
+    frame.column_table = append(raw.columns);
+    frame.row_table = append(raw.rows);
+  } else {
     frame = {.width = arch_.vision.image, .height = arch_.vision.image};
-    frame.pixels = append(data, data_used_, picture.pixels.data(), picture.pixels.size() * sizeof(float));
-    return {};
   }
-  const stages::RawFrame& raw = picture.raw;
-  const auto bytes = [](const stages::AxisTable& axis) { return axis.table.size() * sizeof(std::int32_t); };
-  const std::uint64_t need = raw.bytes.size() + bytes(raw.columns) + bytes(raw.rows) + 48;
-  if (raw.bytes.size() != std::size_t{3} * static_cast<std::size_t>(raw.frame.width) *
-                              static_cast<std::size_t>(raw.frame.height) ||
-      need > ops::max_frame_bytes(arch_.vision.image))
-    return Status::invalid("images: frame " + std::to_string(index) + ": " +
-                           std::to_string(raw.bytes.size()) + " bytes for " +
-                           std::to_string(raw.frame.width) + "x" + std::to_string(raw.frame.height) +
-                           " pixels, at most " + std::to_string(ops::kMaxFrameBytes));
-  frame = raw.frame;
-  frame.column_table = append(data, data_used_, raw.columns.table.data(), bytes(raw.columns));
-  frame.row_table = append(data, data_used_, raw.rows.table.data(), bytes(raw.rows));
-  frame.pixels = append(data, data_used_, raw.bytes.data(), raw.bytes.size());
-  return ops::check_frame(frame, {data, data_used_}, arch_.vision.image)
-      .with_context("images: frame " + std::to_string(index));
+  frame.pixels = static_cast<std::int64_t>(w_.table_bytes + static_cast<std::uint64_t>(index) *
+                                                                ops::max_pixel_bytes(arch_.vision.image));
+  SF_RETURN_IF_ERROR(ops::check_frame(frame, {w_.staged.tables, tables_used_},
+                                      w_.table_bytes + w_.pixel_bytes, arch_.vision.image)
+                         .with_context("images: frame " + std::to_string(index)));
+  frame_pixels_[static_cast<std::size_t>(index)] = pixels;
+  return {};
 }
 
 Status NetworkImpl::stage_picture(const stages::CameraPicture& picture, int index) {
@@ -177,7 +179,7 @@ Status NetworkImpl::stage_inputs(std::span<const NetworkRequest> requests) {
   const Inputs& in = w_.staged;
   Counts& n = *in.counts;
   n = {};
-  data_used_ = 0;
+  tables_used_ = 0;
   ops::Segment* picture_segment = in.segments;
   ops::Segment* prefix_segment = in.segments + w_.picture_count.capacity;
   ops::Segment* suffix_segment = prefix_segment + capacity_.batch;
@@ -237,8 +239,16 @@ void NetworkImpl::expect_inputs(int requests) {
 void NetworkImpl::upload_inputs() {
   const auto size = [](std::int32_t count) { return static_cast<std::size_t>(count); };
   const Counts& n = *w_.staged.counts;
-  backend_->upload(w_.device.counts, w_.staged.counts, w_.input_bytes + data_used_);
-  if (raw_) return;
+  backend_->upload(w_.device.counts, w_.staged.counts, w_.input_bytes + tables_used_);
+  if (raw_) {
+    // Not through staging memory: the driver's own way from the caller's memory is faster, and needs no copy
+    // at all where that is pinned.
+    for (int p = 0; p < n.pictures; ++p) {
+      const std::span<const std::byte> pixels = frame_pixels_[static_cast<std::size_t>(p)];
+      backend_->upload(w_.device.tables + w_.staged.frames[p].pixels, pixels.data(), pixels.size());
+    }
+    return;
+  }
   backend_->upload(
       w_.pixels, w_.staged_pixels,
       size(n.pictures) * size(arch_.vision.image) * size(arch_.vision.image) * 3 * sizeof(float));
@@ -248,7 +258,7 @@ void NetworkImpl::upload_inputs() {
 
 void NetworkImpl::enqueue_vision() {
   vision_.run(*backend_, {.frames = w_.device.frames,
-                          .data = w_.device.data,
+                          .data = w_.device.tables,
                           .pixels = w_.pixels,
                           .pictures = w_.picture_count,
                           .rows = w_.vision_rows,

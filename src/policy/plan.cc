@@ -62,7 +62,7 @@ class Planner {
   Status status_;
 };
 
-// Places the inputs in a block that begins at `block` (null: nowhere); its size without the frames' data.
+// Places the inputs in a block that begins at `block` (null: nowhere); its size without tables.
 std::uint64_t lay_out(Inputs& in, std::byte* block, bool raw, const weights::Architecture& a,
                       const Capacity& capacity) {
   std::uint64_t used = 0;
@@ -80,7 +80,7 @@ std::uint64_t lay_out(Inputs& in, std::byte* block, bool raw, const weights::Arc
   if (raw) {
     take(in.ids, text);
     take(in.frames, pictures);
-    take(in.data, 0);
+    take(in.tables, 0);
   }
   return used;
 }
@@ -102,10 +102,13 @@ Result<Workspace> plan_workspace(ops::Backend& backend, const weights::Architect
 
   const bool raw = backend.takes_raw_inputs();
   w.input_bytes = lay_out(w.staged, nullptr, raw, a, capacity);
-  if (raw) w.data_bytes = static_cast<std::uint64_t>(pictures) * ops::max_frame_bytes(a.vision.image);
+  if (raw) {
+    w.table_bytes = static_cast<std::uint64_t>(pictures) * ops::max_table_bytes(a.vision.image);
+    w.pixel_bytes = static_cast<std::uint64_t>(pictures) * ops::max_pixel_bytes(a.vision.image);
+  }
   std::byte *staged = nullptr, *device = nullptr;
-  plan.staging(staged, w.input_bytes + w.data_bytes);
-  plan.device(device, w.input_bytes + w.data_bytes);
+  plan.staging(staged, w.input_bytes + w.table_bytes);
+  plan.device(device, w.input_bytes + w.table_bytes + w.pixel_bytes);
   SF_RETURN_IF_ERROR(plan.status());
   lay_out(w.staged, staged, raw, a, capacity);
   lay_out(w.device, device, raw, a, capacity);

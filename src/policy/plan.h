@@ -18,22 +18,24 @@ struct Counts {
   std::int32_t pictures, vision_rows, text_rows, prefix_rows, suffix_rows, requests;
 };
 
-// What the host hands over for one pass. It lies in one block, the same in staging memory and on the device,
-// so that one copy moves all of it; only what frames need has no fixed size and comes last.
+// What the host hands over for one pass beside pixels. It lies in one block, the same in staging memory and
+// on the device, so that one copy moves all of it.
 struct Inputs {
   Counts* counts = nullptr;
   ops::Segment* segments = nullptr;                         // pictures, then prefix, then suffix
   std::int32_t *vision_map = nullptr, *text_map = nullptr;  // rows of the prefix
   float* actions = nullptr;                                 // [rows, action_dim], both ways
-  std::int32_t* ids = nullptr;                              // of raw inputs: tokens,
-  ops::Frame* frames = nullptr;                             // one per picture,
-  std::byte* data = nullptr;                                // their pixels and tables
+  // Of raw inputs: tokens, one frame per picture, and the tables of all, of which only what they need is
+  // copied. On the device the frames' pixels follow, straight from whoever holds them.
+  std::int32_t* ids = nullptr;
+  ops::Frame* frames = nullptr;
+  std::byte* tables = nullptr;
 };
 
 struct Workspace {
   Inputs staged, device;
-  std::uint64_t input_bytes = 0;  // up to `data`
-  std::uint64_t data_bytes = 0;   // capacity of `data`
+  std::uint64_t input_bytes = 0;  // up to the tables
+  std::uint64_t table_bytes = 0, pixel_bytes = 0;
   // Host staging where inputs are not raw: pictures [pictures, image, image, 3], text [tokens, prefix width].
   float *staged_pixels = nullptr, *staged_text = nullptr;
 

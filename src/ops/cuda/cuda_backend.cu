@@ -5,7 +5,7 @@
 #include "core/bf16.h"
 #include "core/status_macros.h"
 #include "ops/cuda/cuda_backend.cuh"
-#include "ops/cuda/portable.h"
+#include "ops/cuda/paths.h"
 #include "ops/host_rows.h"
 
 namespace servoflow::ops::cuda {
@@ -24,7 +24,7 @@ Status cuda_error(cudaError_t error, const std::string& what) {
 }  // namespace
 
 Result<std::unique_ptr<CudaBackend>> CudaBackend::create(const std::string& precision, int ordinal,
-                                                         bool portable) {
+                                                         CudaPath path) {
   int devices = 0;
   if (const cudaError_t e = cudaGetDeviceCount(&devices); e != cudaSuccess || devices == 0)
     return Status::runtime(
@@ -36,6 +36,7 @@ Result<std::unique_ptr<CudaBackend>> CudaBackend::create(const std::string& prec
   if (ordinal >= devices)
     return Status::runtime("--device cuda:" + std::to_string(ordinal) + ": this machine has " +
                            std::to_string(devices) + " GPU(s), from cuda:0");
+  const bool portable = path == CudaPath::kPortable;
   std::unique_ptr<CudaBackend> b(new CudaBackend);
   b->ordinal_ = ordinal;
   b->half_ = precision == "bf16";
@@ -62,6 +63,14 @@ Result<std::unique_ptr<CudaBackend>> CudaBackend::create(const std::string& prec
       must(cudaStreamCreateWithFlags(&b->stream_.stream, cudaStreamNonBlocking), "cudaStreamCreate"));
   for (cudaEvent_t& event : b->marks_) SF_RETURN_IF_ERROR(must(cudaEventCreate(&event), "cudaEventCreate"));
   SF_RETURN_IF_ERROR(must(cudaMalloc(&b->bad_, sizeof(int)), "cudaMalloc"));
+  if (b->wgmma_ && path == CudaPath::kBest && expert_loop_fits()) {
+    constexpr std::size_t kWords = (kLoopRequests * kLoopCounters + 1) * 32;
+    SF_ASSIGN_OR_RETURN(void* counters, b->allocate(kWords * sizeof(unsigned)));
+    SF_ASSIGN_OR_RETURN(void* complaint, b->allocate_staging(4 * sizeof(unsigned)));
+    b->loop_counters_ = static_cast<unsigned*>(counters);
+    b->loop_complaint_ = static_cast<unsigned*>(complaint);
+    b->loop_ = true;
+  }
   return std::move(b);
 }
 
@@ -259,8 +268,14 @@ std::optional<DeviceState> CudaBackend::device_state() const {
 
 Status CudaBackend::wait() {
   select();
-  if (const cudaError_t e = cudaStreamSynchronize(stream_.stream); e != cudaSuccess)
+  if (const cudaError_t e = cudaStreamSynchronize(stream_.stream); e != cudaSuccess) {
+    const unsigned* c = loop_complaint_;
+    if (c != nullptr && c[2] != 0)
+      return cuda_error(e, "the denoise loop waited too long: block " + std::to_string(c[3]) + " saw " +
+                               std::to_string(c[1]) + " of " + std::to_string(c[2]) +
+                               " arrivals at counter " + std::to_string(c[0] / 32));
     return cuda_error(e, "kernels");
+  }
   return {};
 }
 
@@ -269,7 +284,7 @@ void CudaBackend::replay(std::uint64_t key, const std::function<void()>& feed,
   if (failed()) return;
   select();
   feed();
-  auto found = graphs_.find(key);
+  const auto found = graphs_.find(key);
   if (found == graphs_.end()) {
     // Run once for real: it loads the kernels and sizes the scratch memory, which recording must not do.
     body();
@@ -292,8 +307,8 @@ void CudaBackend::replay(std::uint64_t key, const std::function<void()>& feed,
       cudaGraphExecDestroy(graphs_.begin()->second);
       graphs_.erase(graphs_.begin());
     }
-    found = graphs_.emplace(key, executable).first;
-    feed();  // the first run may have changed its inputs
+    graphs_.emplace(key, executable);
+    return;  // this call has run already
   }
   ok(cudaGraphLaunch(found->second, stream_.stream), "launching the graph");
 }
@@ -356,14 +371,12 @@ int cuda_device_count() {
 }
 
 Result<std::unique_ptr<Backend>> make_cuda_backend(const std::string& precision, int ordinal) {
-  SF_ASSIGN_OR_RETURN(std::unique_ptr<cuda::CudaBackend> backend,
-                      cuda::CudaBackend::create(precision, ordinal, false));
-  return std::unique_ptr<Backend>(std::move(backend));
+  return make_cuda_backend(precision, ordinal, CudaPath::kBest);
 }
 
-Result<std::unique_ptr<Backend>> make_portable_cuda_backend(const std::string& precision, int ordinal) {
+Result<std::unique_ptr<Backend>> make_cuda_backend(const std::string& precision, int ordinal, CudaPath path) {
   SF_ASSIGN_OR_RETURN(std::unique_ptr<cuda::CudaBackend> backend,
-                      cuda::CudaBackend::create(precision, ordinal, true));
+                      cuda::CudaBackend::create(precision, ordinal, path));
   return std::unique_ptr<Backend>(std::move(backend));
 }
 

@@ -9,16 +9,16 @@
 
 #include "ops/backend.h"
 #include "ops/composite/composite.h"
-#include "ops/cuda/expert.cuh"
+#include "ops/cuda/expert_loop.cuh"
 #include "ops/cuda/kernels.h"
+#include "ops/cuda/paths.h"
 
 namespace servoflow::ops::cuda {
 
 class CudaBackend : public Backend {
  public:
-  // `portable`: see portable.h.
   static Result<std::unique_ptr<CudaBackend>> create(const std::string& precision, int ordinal,
-                                                     bool portable);
+                                                     CudaPath path);
   ~CudaBackend() override;
 
   std::string name() const override { return name_; }
@@ -85,6 +85,9 @@ class CudaBackend : public Backend {
                  const NextNorm& next, const BlockScratch& s);
 
   bool takes_expert(const ExpertWeights& w);
+  bool takes_loop(const DenoiseLoop& op) const;
+  void run_loop(const DenoiseLoop& op, const float* shift);
+  ExpertEdge edge_of(const DenoiseLoop& op, float* squares, __nv_bfloat16* scaled);
 
   struct Scratch {
     void* data = nullptr;
@@ -98,7 +101,7 @@ class CudaBackend : public Backend {
   };
 
   int ordinal_ = 0;
-  bool half_ = false, wgmma_ = false, clusters_ = false;
+  bool half_ = false, wgmma_ = false, clusters_ = false, loop_ = false;
   std::string name_, hardware_;
   Stream stream_;
   std::vector<void*> blocks_, pinned_;
@@ -107,8 +110,8 @@ class CudaBackend : public Backend {
     std::uint64_t left = 0;
   };
   std::vector<Room> rooms_;  // the rest of each block
-  void* staging_[2] = {};  // pinned, for packing
-  void* landing_[2] = {};  // their copies on the device
+  void* staging_[2] = {};    // pinned, for packing
+  void* landing_[2] = {};    // their copies on the device
   cudaEvent_t staged_[2] = {};
   int* bad_ = nullptr;
   std::unordered_map<const void*, WeightLayout> layouts_;
@@ -116,8 +119,10 @@ class CudaBackend : public Backend {
   cudaEvent_t marks_[kMarks] = {};
   bool recording_ = false;
   std::unordered_map<const float*, ShiftProducts> shift_products_;
-  Scratch squares_, expert_rows_;  // the denoise loop's: sums of squares, rows between its products
-  Scratch partials_, rounded_;     // of sums that are split; inputs rounded to bf16
+  unsigned* loop_counters_ = nullptr;
+  unsigned* loop_complaint_ = nullptr;  // on the host, written by the device
+  Scratch squares_, expert_rows_;       // the denoise loop's: sums of squares, rows between its products
+  Scratch partials_, rounded_;          // of sums that are split; inputs rounded to bf16
 };
 
 }  // namespace servoflow::ops::cuda

@@ -1,13 +1,13 @@
 // The CUDA backend against the reference. Needs a GPU.
 #include "ops/block_conformance.h"
-#include "ops/cuda/portable.h"
+#include "ops/cuda/paths.h"
 
 namespace servoflow::ops {
 namespace {
 
-Variant variant(const char* precision, bool portable = false) {
-  return {std::string(precision) + (portable ? "_portable" : ""), [=] {
-            auto made = portable ? make_portable_cuda_backend(precision, 0) : make_cuda_backend(precision, 0);
+Variant variant(const std::string& name, const char* precision, CudaPath path = CudaPath::kBest) {
+  return {name, [=] {
+            auto made = make_cuda_backend(precision, 0, path);
             if (!made.ok()) {
               std::printf("%s\n", std::string(made.status().message()).c_str());
               std::exit(1);
@@ -165,7 +165,10 @@ TEST_P(Ops, ExpertOfFullSize) {
   EXPECT_EQ(moved[3], moved[1]) << "alone";
 }
 
-INSTANTIATE_TEST_SUITE_P(Cuda, Ops, testing::Values(variant("fp32"), variant("bf16"), variant("bf16", true)),
+INSTANTIATE_TEST_SUITE_P(Cuda, Ops,
+                         testing::Values(variant("fp32", "fp32"), variant("bf16", "bf16"),
+                                         variant("bf16_kernels", "bf16", CudaPath::kKernels),
+                                         variant("bf16_portable", "bf16", CudaPath::kPortable)),
                          [](const auto& info) { return info.param.name; });
 
 }  // namespace

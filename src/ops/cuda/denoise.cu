@@ -62,6 +62,69 @@ void CudaBackend::prepare_schedule(const ExpertWeights& w, const ModulationRow& 
     }
 }
 
+// Whether one launch can do it all. As above, the answer is the policy's and not one call's.
+bool CudaBackend::takes_loop(const DenoiseLoop& op) const {
+  const Segments& s = op.step.segments;
+  return loop_ && op.step.weights->depth <= kLoopLayers && s.count.capacity <= kLoopRequests &&
+         s.max_rows <= kLoopRows && keys_of_rank(op.step.cache->keys - s.max_rows, s.max_rows) <= kLoopKeys;
+}
+
+void CudaBackend::run_loop(const DenoiseLoop& op, const float* shift) {
+  const ExpertStep& step = op.step;
+  const ExpertWeights& w = *step.weights;
+  const auto rows = static_cast<std::int64_t>(step.segments.count.capacity) * kLoopRows;
+  constexpr int kAttended = kExpertHeads * kExpertHeadDim;
+  auto* squares = static_cast<float*>(
+      scratch(squares_, static_cast<std::uint64_t>(step.rows.capacity) * kStatParts * sizeof(float)));
+  auto* scaled = static_cast<__nv_bfloat16*>(scratch(
+      expert_rows_, static_cast<std::uint64_t>(rows) * (kExpertWidth + 2 * kAttended + kExpertMlp) * 2));
+  if (failed()) return;
+  ExpertLoop loop{.depth = w.depth,
+                  .segments = step.segments,
+                  .qkv = qkv_of(step.segments, step.rope, nullptr, *step.cache, 0, w.heads),
+                  .layer_bytes = static_cast<std::int64_t>(cache_bytes(*step.cache)) / step.cache->layers,
+                  .scale = 1.0f / std::sqrt(static_cast<float>(kExpertHeadDim)),
+                  .modulation = step.modulation.table,
+                  .modulation_pitch = step.modulation.step_pitch,
+                  .shift = shift,
+                  .first = op.first,
+                  .steps = op.steps,
+                  .edge = edge_of(op, squares, scaled),
+                  .q = scaled + rows * kExpertWidth,
+                  .attended = scaled + rows * (kExpertWidth + kAttended),
+                  .hidden = scaled + rows * (kExpertWidth + 2 * kAttended),
+                  .counters = loop_counters_,
+                  .complaint = loop_complaint_};
+  for (int layer = 0; layer < w.depth; ++layer) {
+    const GemmaWeights& l = w.layers[layer];
+    const auto at = [](const Weight& weight) { return static_cast<const __nv_bfloat16*>(weight.data); };
+    loop.layers[layer] = {at(l.qkv), at(l.out), at(l.gate_up), at(l.down)};
+  }
+  ok(expert_loop(stream_, loop), "denoise loop");
+}
+
+ExpertEdge CudaBackend::edge_of(const DenoiseLoop& op, float* squares, __nv_bfloat16* scaled) {
+  const ExpertStep& step = op.step;
+  const ExpertWeights& w = *step.weights;
+  return {.rows = step.rows,
+          .residual = static_cast<float*>(step.x.data),
+          .residual_pitch = step.x.pitch,
+          .squares = squares,
+          .scaled = scaled,
+          .dt = op.dt,
+          .actions_dim = w.action_in.k,
+          .actions = static_cast<float*>(step.actions.data),
+          .velocity = static_cast<float*>(step.velocity.data),
+          .actions_pitch = step.actions.pitch,
+          .velocity_pitch = step.velocity.pitch,
+          .in = *layout_of(w.action_in),
+          .out = *layout_of(w.action_out),
+          .in_weight = w.action_in.data,
+          .out_weight = w.action_out.data,
+          .in_bias = w.action_in_bias,
+          .out_bias = w.action_out_bias};
+}
+
 void CudaBackend::denoise_loop(const DenoiseLoop& op) {
   if (failed()) return;
   const ExpertStep& step = op.step;
@@ -73,6 +136,7 @@ void CudaBackend::denoise_loop(const DenoiseLoop& op) {
       step.cache->keys > kMostExpertKeys || step.cache->dtype != DType::kBF16 || !takes_expert(w))
     return ops::denoise_loop(*this, op);
   select();
+  if (takes_loop(op)) return run_loop(op, prepared->second.data);
   auto* squares = static_cast<float*>(
       scratch(squares_, static_cast<std::uint64_t>(step.rows.capacity) * kStatParts * sizeof(float)));
   if (failed()) return;
@@ -90,23 +154,7 @@ void CudaBackend::denoise_loop(const DenoiseLoop& op) {
     return step.modulation.table + j * step.modulation.step_pitch +
            static_cast<std::int64_t>(site) * 3 * w.width;
   };
-  ExpertEdge edge{.rows = step.rows,
-                  .residual = residual,
-                  .residual_pitch = step.x.pitch,
-                  .squares = squares,
-                  .scaled = scaled,
-                  .dt = op.dt,
-                  .actions_dim = w.action_in.k,
-                  .actions = static_cast<float*>(step.actions.data),
-                  .velocity = static_cast<float*>(step.velocity.data),
-                  .actions_pitch = step.actions.pitch,
-                  .velocity_pitch = step.velocity.pitch,
-                  .in = *layout_of(w.action_in),
-                  .out = *layout_of(w.action_out),
-                  .in_weight = w.action_in.data,
-                  .out_weight = w.action_out.data,
-                  .in_bias = w.action_in_bias,
-                  .out_bias = w.action_out_bias};
+  ExpertEdge edge = edge_of(op, squares, scaled);
   for (int j = op.first; j < op.first + op.steps; ++j) {
     edge.finish = j > op.first;
     edge.begin = true;

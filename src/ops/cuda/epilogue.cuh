@@ -14,10 +14,10 @@ enum class RowOrder : std::uint8_t {
   kRotated,   // features i and i + head_dim / 2 of a q or k head; adjacent ones in v
 };
 
-// Element (row, k) of a matrix in tiles of 8 rows by 32 columns: the 512 bytes that a warp reads at once,
-// each of its threads 16, lie together.
+// Element (row, k) of a matrix in tiles of 8 rows by 8 columns (128 bytes, the warpgroup instruction's core
+// matrix), which follow each other along k: four of them are the 512 bytes that a warp reads at once.
 __host__ __device__ __forceinline__ std::int64_t tiled_at(int row, int k, std::int64_t width) {
-  return (row / 8 * (width / 32) + k / 32) * 256 + row % 8 * 32 + k % 32;
+  return (row / 8 * (width / 8) + k / 8) * 64 + row % 8 * 8 + k % 8;
 }
 
 struct WeightLayout {

@@ -1,105 +1,22 @@
-// The end of one step and the beginning of the next, a block per row, in float32: the last norm, the action
-// projections and the Euler step.
-#include "ops/cuda/expert.cuh"
+// The end of one step and the beginning of the next as a kernel: a block per row.
+#include "ops/cuda/expert_edge.cuh"
 
 namespace servoflow::ops::cuda {
 namespace {
 
-constexpr int kThreads = 256, kWarps = kThreads / 32;
-
-// Where a feature's weights begin, in elements.
-__device__ __forceinline__ std::int64_t feature_row(const WeightLayout& w, int feature) {
-  const int pair = feature / 2;
-  return (pair / 8 * 16 + pair % 8 + feature % 2 * 8) * w.pitch;
-}
-// Four weights from `at`, a multiple of four.
-__device__ __forceinline__ float4 four_weights(const WeightLayout& w, const void* weight, std::int64_t at) {
-  if (w.f32) return __ldg(reinterpret_cast<const float4*>(static_cast<const float*>(weight) + at));
-  const uint2 v = __ldg(reinterpret_cast<const uint2*>(static_cast<const __nv_bfloat16*>(weight) + at));
-  return make_float4(low_of(v.x), high_of(v.x), low_of(v.y), high_of(v.y));
-}
-
-__global__ void __launch_bounds__(kThreads) expert_edge_kernel(const __grid_constant__ ExpertEdge op) {
-  __shared__ __align__(16) float normed[kExpertWidth];
-  __shared__ float actions[kMostActions], parts[kWarps];
+__global__ void __launch_bounds__(kEdgeThreads) expert_edge_kernel(const __grid_constant__ ExpertEdge op) {
+  __shared__ __align__(16) EdgeMemory memory;
   wait_for_inputs();
   release_successor();
-  const int row = static_cast<int>(blockIdx.x), thread = static_cast<int>(threadIdx.x);
-  const int warp = thread / 32, lane = thread % 32;
+  const int row = static_cast<int>(blockIdx.x);
   if (row >= valid(op.rows)) return;
-  if (thread < kMostActions) actions[thread] = 0;
-  __syncthreads();
-  float* x = op.residual + row * op.residual_pitch;
-  if (op.finish) {
-    const float sum = warp_sum(op.squares[row * kStatParts + lane]);
-    const float inverse = 1.0f / sqrtf(sum / static_cast<float>(kExpertWidth) + kExpertEps);
-    const int c = 4 * thread;
-    const float4 v = *reinterpret_cast<const float4*>(x + c);
-    const float4 scale = *reinterpret_cast<const float4*>(op.final_scale + c);
-    const float4 shift = *reinterpret_cast<const float4*>(op.final_scale + kExpertWidth + c);
-    *reinterpret_cast<float4*>(normed + c) =
-        make_float4(v.x * inverse * (1.0f + scale.x) + shift.x, v.y * inverse * (1.0f + scale.y) + shift.y,
-                    v.z * inverse * (1.0f + scale.z) + shift.z, v.w * inverse * (1.0f + scale.w) + shift.w);
-    __syncthreads();
-    for (int o0 = 2 * warp; o0 < op.actions_dim; o0 += 2 * kWarps) {  // two outputs at a time
-      float4 weights[2][kExpertWidth / 128];
-#pragma unroll
-      for (int e = 0; e < 2; ++e)
-#pragma unroll
-        for (int i = 0; i < kExpertWidth / 128; ++i)
-          weights[e][i] =
-              four_weights(op.out, op.out_weight, feature_row(op.out, o0 + e) + 128 * i + 4 * lane);
-#pragma unroll
-      for (int e = 0; e < 2; ++e) {
-        const int o = o0 + e;
-        float dot = 0;
-#pragma unroll
-        for (int i = 0; i < kExpertWidth / 128; ++i) {
-          const float4 b = reinterpret_cast<const float4*>(normed + 128 * i)[lane], a = weights[e][i];
-          dot += a.x * b.x + a.y * b.y + (a.z * b.z + a.w * b.w);
-        }
-        dot = warp_sum(dot);
-        if (lane == 0 && o < op.actions_dim) {
-          dot += op.out_bias[o];
-          op.velocity[row * op.velocity_pitch + o] = dot;
-          float* action = op.actions + row * op.actions_pitch + o;
-          *action = actions[o] = *action + op.dt * dot;
-        }
-      }
-    }
-  } else if (thread < op.actions_dim) {
-    actions[thread] = op.actions[row * op.actions_pitch + thread];
-  }
-  __syncthreads();
-  if (!op.begin) return;
-  float v[4], squares = 0;
-#pragma unroll
-  for (int i = 0; i < 4; ++i) v[i] = op.in_bias[4 * thread + i];
-#pragma unroll 4
-  for (int c = 0; c < op.actions_dim; c += 4)  // rows are padded with zeros, and so are the actions
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const float4 w = four_weights(op.in, op.in_weight, feature_row(op.in, 4 * thread + i) + c);
-      v[i] = fmaf(w.x, actions[c],
-                  fmaf(w.y, actions[c + 1], fmaf(w.z, actions[c + 2], fmaf(w.w, actions[c + 3], v[i]))));
-    }
-#pragma unroll
-  for (int i = 0; i < 4; ++i) squares += v[i] * v[i];
-  const float4 scale = *reinterpret_cast<const float4*>(op.next_scale + 4 * thread);
-  *reinterpret_cast<float4*>(x + 4 * thread) = make_float4(v[0], v[1], v[2], v[3]);
-  *reinterpret_cast<uint2*>(op.scaled + tiled_at(row, 4 * thread, kExpertWidth)) =
-      make_uint2(pack_bf16(v[0] * (1.0f + scale.x), v[1] * (1.0f + scale.y)),
-                 pack_bf16(v[2] * (1.0f + scale.z), v[3] * (1.0f + scale.w)));
-  squares = warp_sum(squares);
-  if (lane == 0) parts[warp] = squares;
-  __syncthreads();
-  if (thread < kStatParts) op.squares[row * kStatParts + thread] = thread < kWarps ? parts[thread] : 0.0f;
+  edge_row(op, row, row, static_cast<int>(threadIdx.x), memory, [] { __syncthreads(); });
 }
 
 }  // namespace
 
 cudaError_t expert_edge(const Stream& s, const ExpertEdge& op) {
-  return launch(s, dim3(static_cast<unsigned>(op.rows.capacity)), kThreads, 0, expert_edge_kernel, op);
+  return launch(s, dim3(static_cast<unsigned>(op.rows.capacity)), kEdgeThreads, 0, expert_edge_kernel, op);
 }
 
 }  // namespace servoflow::ops::cuda

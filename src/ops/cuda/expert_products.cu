@@ -37,6 +37,7 @@ __global__ void SF_CLUSTER(kCluster) __launch_bounds__(kThreads, 2)
   extern __shared__ __align__(128) std::uint8_t shared[];
   const int thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane = thread % 32;
   const int slice = warp / 2, half = warp % 2;
+  const int piece = lane % 4 * 64 + lane / 4 * 8;  // this thread's 16 bytes of 8 rows by 32 of depth
   const int tile = static_cast<int>(blockIdx.x) / kCluster, rank = static_cast<int>(blockIdx.x) % kCluster;
   constexpr int kDeep = S::kDepth / 32;  // tiles from one group of eight rows to the next
   const int chunk0 = (rank * kSlices + slice) * kChunks;
@@ -53,7 +54,7 @@ __global__ void SF_CLUSTER(kCluster) __launch_bounds__(kThreads, 2)
   const auto* slots = reinterpret_cast<const uint4*>(shared) + slice * 2 * kTiles * kChunks * 32 + lane;
   const auto fetch_weights = [&] {
     const auto* from =
-        static_cast<const __nv_bfloat16*>(op.weight) + (tile * 2 * kTiles * kDeep + chunk0) * 256 + lane * 8;
+        static_cast<const __nv_bfloat16*>(op.weight) + (tile * 2 * kTiles * kDeep + chunk0) * 256 + piece;
     asm volatile("" : "+l"(from));  // its multiples are not worth registers that live through the loop
     // Rows g, g + 8, g + 16 …; the two warps of a slice fetch every other chunk each.
 #pragma unroll
@@ -116,7 +117,7 @@ __global__ void SF_CLUSTER(kCluster) __launch_bounds__(kThreads, 2)
     float sum[kTiles][4][4] = {};
     uint4 x[S::kAhead][4];
     const int first_tile = tiles > 0 ? row0 / 8 + 4 * half : 0;
-    const __nv_bfloat16* in = op.x + (first_tile * kDeep + chunk0) * 256 + lane * 8;
+    const __nv_bfloat16* in = op.x + (first_tile * kDeep + chunk0) * 256 + piece;
     const auto fetch_rows = [&](int c) {  // a tile that does not exist is read as another that does
 #pragma unroll
       for (int j = 0; j < 4; ++j)

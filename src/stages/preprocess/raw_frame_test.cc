@@ -38,7 +38,7 @@ void expect_same_pictures(ops::Backend& backend, Resize mode) {
     for (const bool in_planes : {false, true}) {
       ASSERT_TRUE(Letterbox::fits_device(width, height));
       ASSERT_TRUE(letterbox.describe(in_planes ? planes : bytes, width, height, in_planes, size, raw).ok());
-      std::vector<std::byte> data(ops::max_frame_bytes(size));
+      std::vector<std::byte> data(ops::max_table_bytes(size) + ops::max_pixel_bytes(size));
       std::size_t used = 0;
       const auto append = [&](const void* from, std::size_t count) {
         const std::size_t at = used;
@@ -50,7 +50,7 @@ void expect_same_pictures(ops::Backend& backend, Resize mode) {
       frame.column_table = append(raw.columns.table.data(), raw.columns.table.size() * sizeof(std::int32_t));
       frame.row_table = append(raw.rows.table.data(), raw.rows.table.size() * sizeof(std::int32_t));
       frame.pixels = append(raw.bytes.data(), raw.bytes.size());
-      const Status fine = ops::check_frame(frame, {data.data(), used}, size);
+      const Status fine = ops::check_frame(frame, {data.data(), used}, used, size);
       ASSERT_TRUE(fine.ok()) << fine.message();
       void *frames = *backend.allocate(sizeof(frame)), *block = *backend.allocate(used),
            *out = *backend.allocate(pixels * sizeof(float));

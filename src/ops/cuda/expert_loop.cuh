@@ -1,0 +1,51 @@
+// The denoise loop as one launch that stays on the GPU (sm_90a): what it is told, and how its work is dealt.
+//
+// 15 clusters of 8 blocks, one block per processor. All blocks walk through the same sequence of tasks: per
+// step an edge (action projections, Euler step), per layer q/k/v, attention, out, gate/up, down. Between
+// tasks rows travel through L2 and blocks tell each other by counters; a block's weights stream into a ring
+// in shared memory all the while, whatever the tasks wait for.
+#pragma once
+
+#include "ops/cuda/expert.cuh"
+
+namespace servoflow::ops::cuda {
+
+inline constexpr int kLoopClusters = 15, kLoopRanks = 8, kLoopBlocks = kLoopClusters * kLoopRanks;
+inline constexpr int kLoopRows = 56;   // of one request, in groups of 8
+inline constexpr int kLoopKeys = 128;  // that one block of a cluster can attend to
+inline constexpr int kLoopLayers = 32, kLoopRequests = 16;
+inline constexpr int kLoopCounters = 12;  // per request, 128 bytes apart
+
+// Keys of a request are dealt to the eight blocks of a cluster: an eighth of the prefix's and an eighth of
+// the suffix's each.
+__host__ __device__ __forceinline__ int keys_of_rank(int past, int rows) {
+  return (past + kLoopRanks - 1) / kLoopRanks + (rows + kLoopRanks - 1) / kLoopRanks;
+}
+
+struct ExpertLoop {
+  struct Layer {
+    const __nv_bfloat16 *qkv, *out, *gate_up, *down;  // in tiles (tiled_at)
+  };
+  Layer layers[kLoopLayers];
+  int depth = 0;
+  Segments segments;  // one per request
+  DeviceQkv qkv;      // of layer 0; later layers `layer_bytes` further
+  std::int64_t layer_bytes = 0;
+  float scale = 1;                    // of the scores
+  const float* modulation = nullptr;  // [steps][site][scale, shift, gate][width]
+  std::int64_t modulation_pitch = 0;
+  const float* shift = nullptr;  // the shifts' products: [steps][depth][qkv | gate and up]
+  int first = 0, steps = 0;
+  ExpertEdge edge;  // squares and residual are the loop's, too
+  // Rows between tasks: `groups` times kLoopRows rows, in tiles.
+  __nv_bfloat16* q = nullptr;  // [rows][heads][head_dim], not in tiles
+  __nv_bfloat16 *attended = nullptr, *hidden = nullptr;
+  unsigned* counters = nullptr;   // [requests][kLoopCounters][32] and one more, all zero between launches
+  unsigned* complaint = nullptr;  // what a wait that never ended waited for
+};
+
+// True if this device can hold all blocks at once.
+bool expert_loop_fits();
+cudaError_t expert_loop(const Stream& s, const ExpertLoop& op);
+
+}  // namespace servoflow::ops::cuda

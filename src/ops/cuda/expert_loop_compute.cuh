@@ -1,0 +1,581 @@
+// The two warpgroups of the loop that compute. Rows are the instruction's 64, weights its width; a warpgroup
+// takes every other chunk of the depth and the two add up in shared memory.
+#pragma once
+
+#include "ops/cuda/expert_loop_parts.cuh"
+
+namespace servoflow::ops::cuda::loop {
+
+struct Computer {
+  const ExpertLoop& op;
+  const Segment* segments;  // in shared memory
+  std::uint8_t* shared;
+  Barriers barriers;
+  std::uint32_t base;
+  int requests, block, cluster, rank, thread;
+  Ring ring;
+  std::uint32_t rows_parity = 0;  // a bit for each part
+  std::uint32_t inverse_parity = 0, received_parity = 0, send_parity = 0;
+  int warp, lane, warpgroup, row,
+      quad;  // row: of 64, the thread's first; quad: its columns are 2 quad and the next
+
+  __device__ __forceinline__ Computer(const ExpertLoop& loop, const Segment* s, std::uint8_t* memory,
+                                      Barriers b, std::uint32_t address, int count, int this_block,
+                                      int this_thread)
+      : op(loop),
+        segments(s),
+        shared(memory),
+        barriers(b),
+        base(address),
+        requests(count),
+        block(this_block),
+        cluster(this_block / kLoopRanks),
+        rank(this_block % kLoopRanks),
+        thread(this_thread),
+        warp(this_thread / 32),
+        lane(this_thread % 32),
+        warpgroup(this_thread / 128),
+        row(warp % 4 * 16 + lane / 4),
+        quad(lane % 4) {}
+
+  // What the compiler could work out before the loops would cost it every register there is: it is to forget.
+  __device__ __forceinline__ void forget() {
+    asm volatile(""
+                 : "+r"(thread), "+r"(warp), "+r"(lane), "+r"(warpgroup), "+r"(row), "+r"(quad), "+r"(base),
+                   "+r"(block), "+r"(cluster), "+r"(rank));
+  }
+  __device__ __forceinline__ Request request(int i) const { return Request(segments[i]); }
+  __device__ __forceinline__ const float* modulation(int step, int site) const {  // scale, shift and gate
+    return op.modulation + step * op.modulation_pitch + static_cast<std::int64_t>(site) * 3 * kExpertWidth;
+  }
+  __device__ __forceinline__ const float* shift(int step, int layer) const {
+    return op.shift + (static_cast<std::int64_t>(step) * op.depth + layer) * (kExpertQkv + 2 * kExpertMlp);
+  }
+  __device__ __forceinline__ void wait_rows(int part) const {
+    barrier_wait(barriers.rows(part), rows_parity >> part & 1);
+  }
+  // A chunk has eight arrivals: one of each warp that used it, or two of each of the four.
+  __device__ __forceinline__ void give_back(int slot, int arrivals) const {
+    if (lane < arrivals) barrier_arrive(barriers.empty(slot));
+  }
+  // The end of a task: what it wrote is counted, and its part of shared memory is free.
+  __device__ __forceinline__ void finish(unsigned* first, unsigned* second = nullptr) const {
+    fence_async();
+    compute_sync();
+    if (thread == 32) barrier_arrive(barriers.done());
+    if (thread == 0 && first != nullptr) count_one(first);
+    if (thread == 64 && second != nullptr) count_one(second);
+  }
+
+  // sum += rows · weightsᵀ over this warpgroup's chunks.
+  template <int kN, int kChunks, int kDepth>
+  __device__ __forceinline__ void multiply(float (&sum)[kN / 2]) const {
+    constexpr std::uint32_t kGroupBytes = kChunks * kDepth * 16;
+    int previous = 0;
+#pragma unroll
+    for (int c = 0; c < kChunks / 2; ++c) {
+      const int chunk = 2 * c + warpgroup;
+      const Ring at = ring.ahead(chunk);
+      wait_rows(chunk * kDepth / 256);
+      barrier_wait(barriers.full(at.slot), at.parity);
+      const std::uint64_t a = core_descriptor(base + chunk * kDepth * 16, kGroupBytes);
+      const std::uint64_t b = core_descriptor(base + kRing + at.slot * kSlotBytes, kDepth * 16);
+      wgmma_fence();
+#pragma unroll
+      for (int k = 0; k < kDepth / 16; ++k) expert_wgmma(sum, a + 16 * k, b + 16 * k);
+      wgmma_commit();
+      if (c > 0) {
+        wgmma_wait<1>();
+        give_back(previous, 2);
+      }
+      previous = at.slot;
+    }
+    wgmma_wait<0>();
+    give_back(previous, 2);
+  }
+
+  // The warpgroups exchange what they have: the first ends the first half of the groups of 16 weight rows,
+  // the other the rest. Of a group a thread has, for rows `row` and `row` + 8, first and second feature of
+  // two pairs.
+  template <int kN>
+  struct Ended {
+    static constexpr int kGroups = kN / 16, kFirst = (kGroups + 1) / 2;
+    float pair[kFirst][2][4];  // [group][row][first 0, second 0, first 1, second 1]
+    int group0, count;
+  };
+  template <int kN>
+  __device__ __forceinline__ void add_up(const float (&sum)[kN / 2], Ended<kN>& out) const {
+    constexpr int kGroups = Ended<kN>::kGroups, kFirst = Ended<kN>::kFirst;
+    auto* handed = reinterpret_cast<float4*>(shared + kHandedAt);
+    const int t = thread % 128;
+    out.group0 = warpgroup == 0 ? 0 : kFirst;
+    out.count = warpgroup == 0 ? kFirst : kGroups - kFirst;
+    compute_sync();  // nobody reads the rows any more
+    const auto tile = [&](int i) {
+      return make_float4(sum[4 * i], sum[4 * i + 1], sum[4 * i + 2], sum[4 * i + 3]);
+    };
+    if (warpgroup == 0) {
+#pragma unroll
+      for (int i = 2 * kFirst; i < 2 * kGroups; ++i) handed[i * 128 + t] = tile(i);
+    } else {
+#pragma unroll
+      for (int i = 0; i < 2 * kFirst; ++i) handed[i * 128 + t] = tile(i);
+    }
+    compute_sync();
+#pragma unroll
+    for (int i = 0; i < kFirst; ++i) {
+      if (i >= out.count) break;
+      float4 first, second;
+      if (warpgroup == 0) {
+        first = tile(2 * i);
+        second = tile(2 * i + 1);
+      } else if (kFirst + i < kGroups) {
+        first = tile(min(2 * (kFirst + i), 2 * kGroups - 2));
+        second = tile(min(2 * (kFirst + i) + 1, 2 * kGroups - 1));
+      }
+      const float4 a = handed[2 * (out.group0 + i) * 128 + t],
+                   b = handed[(2 * (out.group0 + i) + 1) * 128 + t];
+      out.pair[i][0][0] = first.x + a.x;
+      out.pair[i][0][1] = second.x + b.x;
+      out.pair[i][0][2] = first.y + a.y;
+      out.pair[i][0][3] = second.y + b.y;
+      out.pair[i][1][0] = first.z + a.z;
+      out.pair[i][1][1] = second.z + b.z;
+      out.pair[i][1][2] = first.w + a.w;
+      out.pair[i][1][3] = second.w + b.w;
+    }
+  }
+  __device__ __forceinline__ void wait_inverse(float (&inverse)[2]) {
+    barrier_wait(barriers.inverse(), inverse_parity);
+    inverse_parity ^= 1;
+    const float* all = reinterpret_cast<const float*>(shared + kInverse);
+    inverse[0] = all[row];
+    inverse[1] = all[row + 8];
+  }
+
+  // ---- q, k and v, rotated, to where the attention reads them
+  __device__ __forceinline__ void qkv(const Request& r, int request, int step, int layer) {
+    forget();
+    const int group = qkv_group(block) + warpgroup, head = group / 16, i0 = group % 16 * 8 + 2 * quad;
+    const bool rotates = head <= kExpertHeads;
+    float4 shifts;  // first 0, second 0, first 1, second 1
+    {
+      const float* s = shift(step, layer) + head * kExpertHeadDim;
+      if (rotates) {
+        const float2 a = __ldg(reinterpret_cast<const float2*>(s + i0)),
+                     b = __ldg(reinterpret_cast<const float2*>(s + kExpertHeadDim / 2 + i0));
+        shifts = make_float4(a.x, b.x, a.y, b.y);
+      } else {
+        shifts = __ldg(reinterpret_cast<const float4*>(s + 2 * i0));
+      }
+    }
+    float2 cosine[2], sine[2];
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+      cosine[e] = make_float2(1, 1);
+      sine[e] = make_float2(0, 0);
+      if (rotates && row + 8 * e < r.s.rows) {
+        const std::int64_t at = static_cast<std::int64_t>(r.s.past + row + 8 * e) * (kExpertHeadDim / 2) + i0;
+        cosine[e] = __ldg(reinterpret_cast<const float2*>(op.qkv.cos + at));
+        sine[e] = __ldg(reinterpret_cast<const float2*>(op.qkv.sin + at));
+      }
+    }
+    float sum[16] = {};
+    multiply<32, 4, 256>(sum);
+    ring.advance(4);
+    rows_parity ^= 15;
+    Ended<32> ended;
+    add_up<32>(sum, ended);
+    float inverse[2];
+    wait_inverse(inverse);
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+      const int token = row + 8 * e;
+      if (token >= r.s.rows) break;
+      const float(&v)[4] = ended.pair[0][e];
+      const float a0 = v[0] * inverse[e] + shifts.x, b0 = v[1] * inverse[e] + shifts.y;
+      const float a1 = v[2] * inverse[e] + shifts.z, b1 = v[3] * inverse[e] + shifts.w;
+      const uint2 out =
+          make_uint2(pack_bf16(a0 * cosine[e].x - b0 * sine[e].x, b0 * cosine[e].x + a0 * sine[e].x),
+                     pack_bf16(a1 * cosine[e].y - b1 * sine[e].y, b1 * cosine[e].y + a1 * sine[e].y));
+      __nv_bfloat16* to;
+      if (head < kExpertHeads) {
+        to = op.q + ((static_cast<std::int64_t>(request) * kLoopRows + token) * kExpertHeads + head) *
+                        kExpertHeadDim;
+      } else {
+        to = reinterpret_cast<__nv_bfloat16*>(static_cast<char*>(head == kExpertHeads ? op.qkv.k : op.qkv.v) +
+                                              layer * op.layer_bytes) +
+             op.qkv.cache_row(r.s.slot, 0, r.s.past + token);
+      }
+      *reinterpret_cast<uint2*>(to + 2 * i0) = out;
+    }
+    finish(counter(op, request, kQueries));
+  }
+
+  // ---- gate and up
+  template <int kN>
+  __device__ __forceinline__ void gate_up(const Request& r, int request, int step, int layer) {
+    forget();
+    constexpr int kFirst = Ended<kN>::kFirst;
+    const int group0 = gated_group(block) + warpgroup * kFirst;
+    const float* s = shift(step, layer) + kExpertQkv + 8 * group0 + 2 * quad;
+    float2 gate_shift[kFirst], up_shift[kFirst];
+#pragma unroll
+    for (int i = 0; i < kFirst; ++i)
+      if (warpgroup == 0 || kFirst + i < kN / 16) {
+        gate_shift[i] = __ldg(reinterpret_cast<const float2*>(s + 8 * i));
+        up_shift[i] = __ldg(reinterpret_cast<const float2*>(s + kExpertMlp + 8 * i));
+      }
+    float sum[kN / 2] = {};
+    multiply<kN, 8, 128>(sum);
+    ring.advance(8);
+    rows_parity ^= 15;
+    Ended<kN> ended;
+    add_up<kN>(sum, ended);
+    float inverse[2];
+    wait_inverse(inverse);
+    __nv_bfloat16* hidden = op.hidden + static_cast<std::int64_t>(request) * kLoopRows * kExpertMlp;
+#pragma unroll
+    for (int i = 0; i < kFirst; ++i)
+      if (i < ended.count)
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          const int token = row + 8 * e;
+          const float(&v)[4] = ended.pair[i][e];
+          const float a = gelu(v[0] * inverse[e] + gate_shift[i].x) * (v[1] * inverse[e] + up_shift[i].x);
+          const float b = gelu(v[2] * inverse[e] + gate_shift[i].y) * (v[3] * inverse[e] + up_shift[i].y);
+          if (token < r.s.rows)
+            *reinterpret_cast<std::uint32_t*>(
+                hidden + tiled_at(token, 8 * (gated_group(block) + ended.group0 + i) + 2 * quad,
+                                  kExpertMlp)) = pack_bf16(a, b);
+        }
+    const int first = first_slice(block), last = last_slice(block);
+    finish(counter(op, request, kHidden + first),
+           last != first ? counter(op, request, kHidden + last) : nullptr);
+  }
+
+  // The cluster meets before its blocks send to each other: from here on this block's place for it is free.
+  __device__ __forceinline__ void announce(int bytes) const {
+    if (thread < kLoopRanks) barrier_arrive_at(barriers.may_send(), static_cast<std::uint32_t>(thread));
+    if (thread == 0 && bytes > 0) barrier_expect(barriers.received(), static_cast<std::uint32_t>(bytes));
+  }
+  __device__ __forceinline__ void wait_until_all_may_send() {
+    barrier_wait(barriers.may_send(), send_parity);
+    send_parity ^= 1;
+  }
+
+  // ---- out and down: residual += gate * sum, and what the next norm needs. Rank r of the cluster ends rows
+  // 8 r … 8 r + 7 of the cluster's columns, a warp each.
+  template <int kN, int kChunks>
+  __device__ __forceinline__ void into_rows(const Request& r, int request, const float* gate,
+                                            const float* next_scale, std::uint32_t parts) {
+    forget();
+    const bool owns = rank < r.groups;
+    announce(owns ? kLoopRanks * 8 * kN * 4 : 0);
+    const int column = 16 * column_group(cluster) + 4 * lane;
+    const bool ends = owns && lane < kN / 4 && 8 * rank + warp < r.s.rows;
+    float4 factor = {}, scale = {};
+    if (ends) {
+      factor = __ldg(reinterpret_cast<const float4*>(gate + column));
+      if (next_scale != nullptr) scale = __ldg(reinterpret_cast<const float4*>(next_scale + column));
+    }
+    float sum[kN / 2] = {};
+    multiply<kN, kChunks, 128>(sum);
+    ring.advance(kChunks);
+    rows_parity ^= parts;
+    const int token = 8 * rank + warp;
+    float* residual = op.edge.residual + (r.s.row_begin + token) * op.edge.residual_pitch + column;
+    float4 x = {};
+    if (ends) x = __ldcg(reinterpret_cast<const float4*>(residual));
+    Ended<kN> ended;
+    add_up<kN>(sum, ended);
+    wait_until_all_may_send();
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+      const int to = 2 * (warp % 4) + e;  // the owner of these rows
+      if (to < r.groups) {
+        const std::uint32_t remote = in_rank(base, to);
+        const std::uint32_t place = remote + kReceived + (rank * 8 + lane / 4) * 20 * 16 + quad * 16;
+#pragma unroll
+        for (int i = 0; i < Ended<kN>::kFirst; ++i)
+          if (i < ended.count) {
+            const float(&v)[4] = ended.pair[i][e];
+            send_quad(place + (ended.group0 + i) * 64, remote + (barriers.received() - base),
+                      __float_as_uint(v[0]), __float_as_uint(v[1]), __float_as_uint(v[2]),
+                      __float_as_uint(v[3]));
+          }
+      }
+    }
+    if (owns) {
+      barrier_wait_cluster(barriers.received(), received_parity);
+      received_parity ^= 1;
+      float square = 0;
+      if (ends) {
+        const float4* from = reinterpret_cast<const float4*>(shared + kReceived) + warp * 20 + lane;
+        float4 total = from[0];
+#pragma unroll
+        for (int i = 1; i < kLoopRanks; ++i) {
+          const float4 part = from[i * 8 * 20];
+          total.x += part.x;
+          total.y += part.y;
+          total.z += part.z;
+          total.w += part.w;
+        }
+        x.x += total.x * factor.x;
+        x.y += total.y * factor.y;
+        x.z += total.z * factor.z;
+        x.w += total.w * factor.w;
+        *reinterpret_cast<float4*>(residual) = x;
+        square = x.x * x.x + x.y * x.y + (x.z * x.z + x.w * x.w);
+        if (next_scale != nullptr)
+          *reinterpret_cast<uint2*>(op.edge.scaled +
+                                    static_cast<std::int64_t>(request) * kLoopRows * kExpertWidth +
+                                    tiled_at(token, column, kExpertWidth)) =
+              make_uint2(pack_bf16(x.x * (1.0f + scale.x), x.y * (1.0f + scale.y)),
+                         pack_bf16(x.z * (1.0f + scale.z), x.w * (1.0f + scale.w)));
+      }
+      square = warp_sum(square);
+      if (lane == 0 && token < r.s.rows)
+        op.edge.squares[(r.s.row_begin + token) * kStatParts + cluster] = square;
+    }
+    finish(owns ? counter(op, request, kColumns) : nullptr);
+  }
+
+  // ---- softmax(q kᵀ scale) v of 32 (row, head) pairs over this rank's keys; the ranks' results meet, each
+  // ends 32 columns
+  __device__ __forceinline__ void attention(const Request& r, int request);
+
+  // ---- between steps: a row per block
+  __device__ __forceinline__ void edge(int step) {
+    forget();
+    ExpertEdge e = op.edge;
+    const int done = step - op.first;
+    e.finish = done > 0;
+    e.begin = done < op.steps;
+    if (e.finish) e.final_scale = modulation(step - 1, 2 * op.depth);
+    if (e.begin) e.next_scale = modulation(step, 0);
+    auto& memory = *reinterpret_cast<EdgeMemory*>(shared);
+    int before = 0;
+    for (int i = 0; i < requests; ++i) {
+      const Segment s = segments[i];
+      const int first = (block - before % kLoopBlocks + kLoopBlocks) % kLoopBlocks;
+      if (first < s.rows && e.finish) {
+        if (thread == 0)
+          wait_for_count(op, counter(op, i, kColumns),
+                         static_cast<unsigned>(kLoopClusters * ((s.rows + 7) / 8) * 2 * op.depth * done));
+        compute_sync();
+      }
+      for (int token = first; token < s.rows; token += kLoopBlocks) {
+        edge_row(e, s.row_begin + token, i * kLoopRows + token, thread, memory, [] { compute_sync(); });
+        fence_async();
+        compute_sync();
+        if (thread == 0) count_one(counter(op, i, kEdges));
+      }
+      before += s.rows;
+    }
+  }
+
+  __device__ __forceinline__ void run() {
+    wait_for_inputs();
+    for (int step = op.first; step < op.first + op.steps; ++step) {
+      edge(step);
+      for (int layer = 0; layer < op.depth; ++layer) {
+        if (has_qkv(block))
+          for (int i = 0; i < requests; ++i) qkv(request(i), i, step, layer);
+        for (int i = 0; i < requests; ++i)
+          if (const Request r = request(i); cluster < r.tiles) attention(r, i);
+        const float *before = modulation(step, 2 * layer), *between = modulation(step, 2 * layer + 1),
+                    *after = layer + 1 < op.depth ? modulation(step, 2 * layer + 2) : nullptr;
+        for (int i = 0; i < requests; ++i) {
+          if (column_groups(cluster) == 5) {
+            into_rows<80, 2>(request(i), i, before + 2 * kExpertWidth, between, 1);
+          } else {
+            into_rows<64, 2>(request(i), i, before + 2 * kExpertWidth, between, 1);
+          }
+        }
+        for (int i = 0; i < requests; ++i) {
+          if (gated_groups(block) == 5) {
+            gate_up<80>(request(i), i, step, layer);
+          } else {
+            gate_up<64>(request(i), i, step, layer);
+          }
+        }
+        for (int i = 0; i < requests; ++i) {
+          if (column_groups(cluster) == 5) {
+            into_rows<80, 4>(request(i), i, between + 2 * kExpertWidth, after, 3);
+          } else {
+            into_rows<64, 4>(request(i), i, between + 2 * kExpertWidth, after, 3);
+          }
+        }
+      }
+    }
+    edge(op.first + op.steps);
+  }
+};
+
+__device__ __forceinline__ void Computer::attention(const Request& r, int request) {
+  constexpr float kLog2E = 1.4426950408889634f;
+  constexpr int kMostChunks = kLoopKeys / kChunkKeys;
+  forget();
+  announce(kLoopRanks * kTile * (64 + 8));
+  const int slab = warp % 2 * 16, quarter = warp / 2;
+  const int row0 = cluster * kTile, rows = r.s.rows * kExpertHeads;
+  const int last_suffix = (r.prefix_keys + r.suffix_keys - 1) / kChunkKeys,
+            first_suffix = r.prefix_keys / kChunkKeys;
+  const auto has_suffix = [&](int chunk) { return chunk >= first_suffix && chunk <= last_suffix; };
+
+  wait_rows(0);
+  std::uint32_t q[16][4];
+#pragma unroll
+  for (int c = 0; c < 16; ++c)
+    load_matrix(q[c], base + static_cast<std::uint32_t>((slab + lane % 16) * kKeyPitch +
+                                                        (16 * c + lane / 16 * 8) * 2));
+  float p[kMostChunks][4];
+#pragma unroll
+  for (int chunk = 0; chunk < kMostChunks; ++chunk) {
+    if (chunk >= r.chunks) break;
+    const Ring at = ring.ahead(chunk);
+    barrier_wait(barriers.full(at.slot), at.parity);
+    if (has_suffix(chunk)) wait_rows(1);
+    const std::uint32_t keys =
+        base + kRing + at.slot * kSlotBytes +
+        static_cast<std::uint32_t>((8 * quarter + lane % 8) * kKeyPitch + lane / 8 * 16);
+    float even[4] = {}, odd[4] = {};
+#pragma unroll
+    for (int c = 0; c < 8; ++c) {
+      std::uint32_t b[4];
+      load_matrix(b, keys + c * 64);
+      mma(even, q[2 * c], b[0], b[1]);
+      mma(odd, q[2 * c + 1], b[2], b[3]);
+    }
+#pragma unroll
+    for (int e = 0; e < 4; ++e) p[chunk][e] = even[e] + odd[e];
+    __syncwarp();
+    give_back(at.slot, 1);
+  }
+
+  // Keys that are not there weigh nothing.
+  const float factor = op.scale * kLog2E;
+  float most[2] = {-1e30f, -1e30f}, total[2] = {};
+#pragma unroll
+  for (int chunk = 0; chunk < kMostChunks; ++chunk)
+    if (chunk < r.chunks)
+#pragma unroll
+      for (int e = 0; e < 4; ++e) {
+        const int key = chunk * kChunkKeys + 8 * quarter + 2 * quad + e % 2, suffix = key - r.prefix_keys;
+        const bool there = suffix < 0 ? rank * r.prefix_keys + key < r.s.past
+                                      : suffix < r.suffix_keys && rank * r.suffix_keys + suffix < r.s.rows;
+        p[chunk][e] = there ? p[chunk][e] * factor : -INFINITY;
+        most[e / 2] = fmaxf(most[e / 2], p[chunk][e]);
+      }
+  float* maxima = reinterpret_cast<float*>(shared + kMaximaAt);  // [32][4], then the totals [32][4]
+#pragma unroll
+  for (int e = 0; e < 2; ++e) {
+    most[e] = fmaxf(most[e], __shfl_xor_sync(~0u, most[e], 1));
+    most[e] = fmaxf(most[e], __shfl_xor_sync(~0u, most[e], 2));
+    if (quad == 0) maxima[(slab + lane / 4 + 8 * e) * 4 + quarter] = most[e];
+  }
+  compute_sync();
+  auto* weights = reinterpret_cast<__nv_bfloat16*>(shared + kWeightsAt);
+#pragma unroll
+  for (int e = 0; e < 2; ++e) {
+    const int at = slab + lane / 4 + 8 * e;
+    const float4 m = *reinterpret_cast<const float4*>(maxima + at * 4);
+    most[e] = fmaxf(fmaxf(m.x, m.y), fmaxf(m.z, m.w));
+#pragma unroll
+    for (int chunk = 0; chunk < kMostChunks; ++chunk)
+      if (chunk < r.chunks) {
+        const float w0 = exp2f(p[chunk][2 * e] - most[e]), w1 = exp2f(p[chunk][2 * e + 1] - most[e]);
+        total[e] += w0 + w1;
+        *reinterpret_cast<std::uint32_t*>(weights + at * kWeightPitch + chunk * kChunkKeys + 8 * quarter +
+                                          2 * quad) = pack_bf16(w0, w1);
+      }
+    total[e] += __shfl_xor_sync(~0u, total[e], 1);
+    total[e] += __shfl_xor_sync(~0u, total[e], 2);
+    if (quad == 0) maxima[kTile * 4 + at * 4 + quarter] = total[e];
+  }
+  compute_sync();
+  wait_until_all_may_send();
+  const int tile_row = thread / 8, piece = thread % 8;
+  {
+    const float4 m = *reinterpret_cast<const float4*>(maxima + tile_row * 4);
+    const float4 t = *reinterpret_cast<const float4*>(maxima + kTile * 4 + tile_row * 4);
+    const std::uint32_t remote = in_rank(base, piece);
+    send_pair(remote + kReceivedTotals + (rank * kTile + tile_row) * 8, remote + (barriers.received() - base),
+              fmaxf(fmaxf(m.x, m.y), fmaxf(m.z, m.w)), t.x + t.y + (t.z + t.w));
+  }
+
+  float o[8][4] = {};
+#pragma unroll
+  for (int chunk = 0; chunk < kMostChunks; ++chunk) {
+    if (chunk >= r.chunks) break;
+    const Ring at = ring.ahead(r.chunks + chunk);
+    barrier_wait(barriers.full(at.slot), at.parity);
+    if (has_suffix(chunk)) wait_rows(2);
+#pragma unroll
+    for (int k = 0; k < 2; ++k) {
+      std::uint32_t a[4];
+      load_matrix(
+          a, base + kWeightsAt +
+                 static_cast<std::uint32_t>(
+                     ((slab + lane % 16) * kWeightPitch + chunk * kChunkKeys + 16 * k + lane / 16 * 8) * 2));
+      const std::uint32_t values =
+          base + kRing + at.slot * kSlotBytes +
+          static_cast<std::uint32_t>((16 * k + lane % 16) * kKeyPitch + (quarter * 64 + lane / 16 * 8) * 2);
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        std::uint32_t b[4];
+        load_matrix_transposed(b, values + j * 32);
+        mma(o[2 * j], a, b[0], b[1]);
+        mma(o[2 * j + 1], a, b[2], b[3]);
+      }
+    }
+    __syncwarp();
+    give_back(at.slot, 1);
+  }
+  ring.advance(2 * r.chunks);
+  rows_parity ^= 7;
+#pragma unroll
+  for (int d = 0; d < 2; ++d) {  // 32 columns for each rank: [row][quad][4] pairs
+    const std::uint32_t remote = in_rank(base, 2 * quarter + d);
+#pragma unroll
+    for (int e = 0; e < 2; ++e)
+      send_quad(remote + kReceived + (rank * kTile + slab + lane / 4 + 8 * e) * 64 + quad * 16,
+                remote + (barriers.received() - base), pack_bf16(o[4 * d][2 * e], o[4 * d][2 * e + 1]),
+                pack_bf16(o[4 * d + 1][2 * e], o[4 * d + 1][2 * e + 1]),
+                pack_bf16(o[4 * d + 2][2 * e], o[4 * d + 2][2 * e + 1]),
+                pack_bf16(o[4 * d + 3][2 * e], o[4 * d + 3][2 * e + 1]));
+  }
+  barrier_wait_cluster(barriers.received(), received_parity);
+  received_parity ^= 1;
+  float m[kLoopRanks], largest = -1e30f, whole = 0;
+#pragma unroll
+  for (int i = 0; i < kLoopRanks; ++i) {
+    m[i] = reinterpret_cast<const float2*>(shared + kReceivedTotals)[i * kTile + tile_row].x;
+    largest = fmaxf(largest, m[i]);
+  }
+  float sum[4] = {};
+#pragma unroll
+  for (int i = 0; i < kLoopRanks; ++i) {
+    const float w = exp2f(m[i] - largest);
+    whole += w * reinterpret_cast<const float2*>(shared + kReceivedTotals)[i * kTile + tile_row].y;
+    const uint2 part = reinterpret_cast<const uint2*>(shared + kReceived)[(i * kTile + tile_row) * 8 + piece];
+    sum[0] += w * low_of(part.x);
+    sum[1] += w * high_of(part.x);
+    sum[2] += w * low_of(part.y);
+    sum[3] += w * high_of(part.y);
+  }
+  if (row0 + tile_row < rows) {
+    const float inverse = 1.0f / whole;
+    const int token = (row0 + tile_row) / kExpertHeads, head = (row0 + tile_row) % kExpertHeads;
+    __nv_bfloat16* to = op.attended +
+                        static_cast<std::int64_t>(request) * kLoopRows * kExpertHeads * kExpertHeadDim +
+                        tiled_at(token, head * kExpertHeadDim + rank * 32 + piece % 2 * 16 + piece / 2 * 2,
+                                 kExpertHeads * kExpertHeadDim);
+    *reinterpret_cast<std::uint32_t*>(to) = pack_bf16(sum[0] * inverse, sum[1] * inverse);
+    *reinterpret_cast<std::uint32_t*>(to + 64) = pack_bf16(sum[2] * inverse, sum[3] * inverse);
+  }
+  finish(counter(op, request, kAttended));
+}
+
+}  // namespace servoflow::ops::cuda::loop

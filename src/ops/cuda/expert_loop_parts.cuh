@@ -1,0 +1,188 @@
+// What the three roles of the loop's kernel share: the plan of its shared memory, who owns which weights, the
+// ring of weights, counters and bounded waits.
+#pragma once
+
+#include "ops/cuda/expert_edge.cuh"
+#include "ops/cuda/expert_loop.cuh"
+#include "ops/cuda/expert_wgmma.cuh"
+#include "ops/cuda/hopper.cuh"
+
+namespace servoflow::ops::cuda::loop {
+
+// Two warpgroups compute. Of the third, one warp fetches weights, keys and values, one the rows of a task.
+inline constexpr int kCompute = 256, kThreads = kCompute + 128;
+inline constexpr int kSlots = 5, kSlotBytes = 80 * 128 * 2;                  // 80 weight rows, 128 of depth
+inline constexpr int kChunkKeys = 32, kKeyPitch = (kExpertHeadDim + 8) * 2;  // bytes; rows in different banks
+
+// Shared memory. The rows of a task lie at 0: [group of 8 rows][depth / 8][8][8].
+inline constexpr int kRowsBytes = kLoopRows * kExpertWidth * 2;
+inline constexpr int kRing = kRowsBytes;
+inline constexpr int kBarriers = kRing + kSlots * kSlotBytes;
+inline constexpr int kInverse = kBarriers + 256;  // 1 / rms of each row
+inline constexpr int kSegments = kInverse + 64 * 4;
+inline constexpr int kSharedBytes = kSegments + kLoopRequests * sizeof(Segment);
+// Tasks that do not need all of it keep other things there. Attention: queries, weights of the keys, maxima
+// and totals. The end of a product: what one warpgroup hands to the other. And what other blocks of the
+// cluster send.
+inline constexpr int kTile = 32, kWeightPitch = kLoopKeys + 8;
+inline constexpr int kWeightsAt = 20480, kMaximaAt = 32768, kHandedAt = 0;
+inline constexpr int kReceived = 65536, kReceivedTotals = kReceived + kLoopRanks * kTile * 64;
+static_assert(kSharedBytes <= 227 * 1024 && kTile * kKeyPitch <= kWeightsAt &&
+              kChunkKeys * kKeyPitch <= kSlotBytes);
+static_assert(kReceived + kLoopRanks * 8 * 80 * 4 <= kRowsBytes);
+
+// Barriers in shared memory.
+struct Barriers {
+  std::uint32_t base;
+  __device__ std::uint32_t full(int slot) const { return base + 8 * slot; }
+  __device__ std::uint32_t empty(int slot) const { return base + 8 * (kSlots + slot); }
+  __device__ std::uint32_t rows(int part) const { return base + 8 * (2 * kSlots + part); }  // of four
+  __device__ std::uint32_t inverse() const { return base + 8 * (2 * kSlots + 4); }
+  __device__ std::uint32_t done() const {
+    return base + 8 * (2 * kSlots + 5);
+  }  // a task's rows are free again
+  __device__ std::uint32_t received() const { return base + 8 * (2 * kSlots + 6); }
+  __device__ std::uint32_t may_send() const {
+    return base + 8 * (2 * kSlots + 7);
+  }  // the whole cluster is there
+};
+
+// Weights are dealt in groups of 16 packed rows.
+__device__ __forceinline__ bool has_qkv(int block) { return block % 3 != 2; }
+inline constexpr int kQkvBlocks = kLoopBlocks / 3 * 2;
+__device__ __forceinline__ int qkv_group(int block) { return (block / 3 * 2 + block % 3) * 2; }  // two of 160
+__device__ __forceinline__ int gated_groups(int block) { return block < 88 ? 4 : 5; }            // of 512
+__device__ __forceinline__ int gated_group(int block) { return 4 * block + max(0, block - 88); }
+__device__ __forceinline__ int column_groups(int cluster) { return cluster < 4 ? 5 : 4; }  // of 64
+__device__ __forceinline__ int column_group(int cluster) { return 4 * cluster + min(cluster, 4); }
+// The ranks whose slice of 512 hidden features this block's lie in, and how many blocks a slice has.
+__device__ __forceinline__ int first_slice(int block) { return gated_group(block) / 64; }
+__device__ __forceinline__ int last_slice(int block) {
+  return (gated_group(block) + gated_groups(block) - 1) / 64;
+}
+
+// Both sides walk through the same chunks.
+struct Ring {
+  int slot = 0;
+  std::uint32_t parity = 0;
+  __device__ __forceinline__ void advance(int chunks) {
+    slot += chunks;
+    while (slot >= kSlots) {
+      slot -= kSlots;
+      parity ^= 1;
+    }
+  }
+  __device__ __forceinline__ Ring ahead(int chunks) const {
+    Ring r = *this;
+    r.advance(chunks);
+    return r;
+  }
+};
+
+// Counters of one request.
+enum Counter : int { kEdges, kColumns, kQueries, kAttended, kHidden };  // kHidden + slice
+__device__ __forceinline__ unsigned* counter(const ExpertLoop& op, int request, int which) {
+  return op.counters + (request * kLoopCounters + which) * 32;
+}
+__device__ __forceinline__ void count_one(unsigned* at) {
+  asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(at) : "memory");
+}
+// Waits until a counter has reached `target`. After two seconds it leaves word of what it waited for and
+// stops the kernel.
+__device__ __forceinline__ void wait_for_count(const ExpertLoop& op, const unsigned* at, unsigned target) {
+  unsigned now;
+  long long begin = 0;
+  for (int i = 0;; ++i) {
+    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(now) : "l"(at) : "memory");
+    if (static_cast<int>(now - target) >= 0) return;
+    if (i % 1024 == 1023) {
+      long long time;
+      asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(time));
+      if (begin == 0) begin = time;
+      if (time - begin > 2000000000ll) {
+        op.complaint[0] = static_cast<unsigned>(at - op.counters);
+        op.complaint[1] = now;
+        op.complaint[2] = target;
+        op.complaint[3] = blockIdx.x;
+        __threadfence_system();
+        __trap();
+      }
+    }
+  }
+}
+
+// What a request brings, as every role works it out for itself.
+struct Request {
+  Segment s;
+  int tiles;                             // of 32 (row, head) pairs: a cluster's each
+  int groups;                            // of eight rows: each has its owner among the ranks
+  int prefix_keys, suffix_keys, chunks;  // of a rank
+  explicit __device__ __forceinline__ Request(const Segment& segment) : s(segment) {
+    tiles = (s.rows * kExpertHeads + kTile - 1) / kTile;
+    groups = (s.rows + 7) / 8;
+    prefix_keys = (s.past + kLoopRanks - 1) / kLoopRanks;
+    suffix_keys = (s.rows + kLoopRanks - 1) / kLoopRanks;
+    chunks = (prefix_keys + suffix_keys + kChunkKeys - 1) / kChunkKeys;
+  }
+};
+
+// Bytes from global to shared memory, with a hint how long L2 should keep them.
+__device__ __forceinline__ void bulk_load(std::uint32_t to, const void* from, int bytes,
+                                          std::uint32_t barrier) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to),
+      "l"(from), "r"(bytes), "r"(barrier)
+      : "memory");
+}
+__device__ __forceinline__ void bulk_load(std::uint32_t to, const void* from, int bytes,
+                                          std::uint32_t barrier, std::uint64_t policy) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, "
+      "[%3], "
+      "%4;" ::"r"(to),
+      "l"(from), "r"(bytes), "r"(barrier), "l"(policy)
+      : "memory");
+}
+// Global memory that other processors wrote with ordinary stores, about to be read by the copy engine.
+__device__ __forceinline__ void fence_async_global() { asm volatile("fence.proxy.async;" ::: "memory"); }
+__device__ __forceinline__ void barrier_arrive(std::uint32_t barrier) {
+  asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+// What was sent by other blocks of the cluster and counted by this barrier is visible afterwards.
+__device__ __forceinline__ void barrier_wait_cluster(std::uint32_t barrier, std::uint32_t parity) {
+  std::uint32_t done;
+  do {
+    asm volatile(
+        "{.reg .pred p; mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2; selp.u32 %0, "
+        "1, 0, p;}"
+        : "=r"(done)
+        : "r"(barrier), "r"(parity)
+        : "memory");
+  } while (done == 0);
+}
+__device__ __forceinline__ void compute_sync() { asm volatile("bar.sync 1, 256;" ::: "memory"); }
+__device__ __forceinline__ std::uint32_t in_rank(std::uint32_t address, int rank) {
+  std::uint32_t remote;
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(address), "r"(rank));
+  return remote;
+}
+__device__ __forceinline__ void send_quad(std::uint32_t to, std::uint32_t barrier, std::uint32_t a,
+                                          std::uint32_t b, std::uint32_t c, std::uint32_t d) {
+  asm volatile(
+      "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%2, %3, %4, %5}, [%1];" ::"r"(to),
+      "r"(barrier), "r"(a), "r"(b), "r"(c), "r"(d)
+      : "memory");
+}
+__device__ __forceinline__ void send_pair(std::uint32_t to, std::uint32_t barrier, float a, float b) {
+  asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [%0], {%2, %3}, [%1];" ::"r"(to),
+               "r"(barrier), "f"(a), "f"(b)
+               : "memory");
+}
+// A matrix in core matrices of 8 rows by 16 bytes, 128 bytes from one to the next along the depth and `group`
+// from eight rows to the next.
+__device__ __forceinline__ std::uint64_t core_descriptor(std::uint32_t shared, std::uint32_t group) {
+  return static_cast<std::uint64_t>((shared & 0x3FFFF) >> 4) | (std::uint64_t{128 >> 4} << 16) |
+         (static_cast<std::uint64_t>(group >> 4) << 32);
+}
+
+}  // namespace servoflow::ops::cuda::loop
