@@ -23,13 +23,18 @@ struct Fetcher {
   // kDepth columns from `depth0` of `tiles` tiles of eight weight rows, from tile `tile0` of [rows, width].
   template <int kDepth>
   __device__ __forceinline__ void fetch_weights(const __nv_bfloat16* weight, int tile0, int tiles, int width,
-                                                int depth0, std::uint64_t policy) {
+                                                int depth0, std::uint64_t policy, int ahead = 0) {
+    const __nv_bfloat16* from = weight + static_cast<std::int64_t>(tile0 + lane) * width * 8 + depth0 * 8;
+#ifdef SF_PREFETCH
+    if (ahead > 0 && lane < tiles)
+      asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(ahead * kDepth * 16)
+                   : "memory");
+#endif
     barrier_wait(barriers.empty(ring.slot), ring.parity ^ 1);
     if (lane == 0) barrier_expect(barriers.full(ring.slot), static_cast<std::uint32_t>(tiles * kDepth * 16));
     __syncwarp();
     if (lane < tiles)
-      bulk_load(base + kRing + ring.slot * kSlotBytes + lane * kDepth * 16,
-                weight + static_cast<std::int64_t>(tile0 + lane) * width * 8 + depth0 * 8, kDepth * 16,
+      bulk_load(base + kRing + ring.slot * kSlotBytes + lane * kDepth * 16, from, kDepth * 16,
                 barriers.full(ring.slot), policy);
     ring.advance(1);
   }
@@ -87,7 +92,8 @@ struct Fetcher {
                                256 * rank + 128 * c, policy.once);
         for (int i = 0; i < requests; ++i)
           for (int c = 0; c < 8; ++c)
-            fetch_weights<128>(l.gate_up, gated, gated_tiles, kExpertWidth, 128 * c, policy.once);
+            fetch_weights<128>(l.gate_up, gated, gated_tiles, kExpertWidth, 128 * c, policy.once,
+                               c == 5 ? 3 : 0);
         for (int i = 0; i < requests; ++i)
           for (int c = 0; c < 4; ++c)
             fetch_weights<128>(l.down, columns, column_tiles, kExpertMlp, 512 * rank + 128 * c, policy.once);
@@ -203,28 +209,21 @@ struct Fetcher {
                            kExpertHeadDim,
                 kExpertHeadDim * 2, barriers.rows(0));
     const int first = rank * r.suffix_keys, own = max(0, min(r.suffix_keys, r.s.rows - first));
-    for (int side = 0; side < 2; ++side) {
-      const std::uint32_t barrier = barriers.rows(1 + side);
-      if (lane == 0) {
-        if (own > 0) {
-          barrier_expect(barrier, static_cast<std::uint32_t>(own * kExpertHeadDim * 2));
-        } else {
-          barrier_arrive(barrier);
-        }
+    if (lane == 0) {
+      if (own > 0) {
+        barrier_expect(barriers.rows(1), static_cast<std::uint32_t>(2 * own * kExpertHeadDim * 2));
+      } else {
+        barrier_arrive(barriers.rows(1));
       }
-      __syncwarp();
-      if (lane < own) {
-        const int key = r.prefix_keys + lane;
-        const Ring at = ring.ahead(side * r.chunks + key / kChunkKeys);
-        barrier_wait(barriers.full(at.slot), at.parity);  // the slot is this chunk's, and its prefix has come
-        bulk_load(base + kRing + at.slot * kSlotBytes + key % kChunkKeys * kKeyPitch,
-                  reinterpret_cast<const __nv_bfloat16*>(
-                      static_cast<const char*>(side == 0 ? op.qkv.k : op.qkv.v) + layer * op.layer_bytes) +
-                      op.qkv.cache_row(r.s.slot, 0, r.s.past + first + lane),
-                  kExpertHeadDim * 2, barrier);
-      }
-      __syncwarp();
     }
+    __syncwarp();
+    const int side = lane / 16, key = lane % 16;
+    if (key < own)
+      bulk_load(base + kSuffixAt + lane * kKeyPitch,
+                reinterpret_cast<const __nv_bfloat16*>(
+                    static_cast<const char*>(side == 0 ? op.qkv.k : op.qkv.v) + layer * op.layer_bytes) +
+                    op.qkv.cache_row(r.s.slot, 0, r.s.past + first + key),
+                kExpertHeadDim * 2, barriers.rows(1));
     ring.advance(2 * r.chunks);
   }
 };
