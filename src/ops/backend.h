@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -18,12 +19,22 @@
 
 namespace servoflow::ops {
 
-// Host rows to pack: [rows, cols] row-major of a float dtype.
+// Random values that a backend can make itself, element i of a tensor: z = state + (i + 1) ·
+// 0x9E3779B97F4A7C15, splitmix64's finalizer, u = float(z >> 40) · 2^-24, offset + amp · (2u - 1) in float32,
+// not fused, rounded to the stored dtype. weights/synth.h says which tensor has which.
+struct Sequence {
+  std::uint64_t state = 0;
+  float amp = 0, offset = 0;
+};
+
+// Host rows to pack: [rows, cols] row-major of a float dtype. Without bytes they are generated, by a backend
+// that does that, in float32 or bfloat16.
 struct HostMatrix {
   DType dtype = DType::kF32;
   int rows = 0, cols = 0;
   std::span<const std::byte> bytes;
   std::string name;  // for error messages
+  std::optional<Sequence> sequence = {};
 };
 
 enum class PackMode : std::uint8_t {
@@ -39,6 +50,12 @@ struct PackOptions {
   bool keep_float32 = false;
   int head_dim = 0;       // kHeads
   bool few_rows = false;  // tens of rows pass through at a time, not hundreds: a hint for the layout
+};
+
+// A device that is not the host, as it is now.
+struct DeviceState {
+  std::string bus;  // PCI address, "0000:3b:00.0"
+  std::uint64_t memory_total = 0, memory_free = 0;
 };
 
 struct ExpertWeights;
@@ -73,9 +90,14 @@ class Backend {
   // Packs weights into the backend's layout. NaN or Inf is an error that names the tensor and its first bad
   // element.
   virtual Result<Weight> pack(std::span<const HostMatrix> parts, const PackOptions& options) = 0;
+  // Whether generated matrices need no bytes; `generate` writes elements 0 … count - 1 of one.
+  virtual bool generates() const { return false; }
+  virtual void generate(void* /*device*/, DType, std::uint64_t /*count*/, const Sequence&) {}
   // Copies; `host` must stay alive until finish() or the next download.
   virtual void upload(void* device, const void* host, std::size_t bytes) = 0;
   virtual void download(void* host, const void* device, std::size_t bytes) = 0;
+  // Within the device's memory; where that is the host's, at once.
+  virtual void copy(void* to, const void* from, std::size_t bytes);
   // Keys or values of one slot and layer as plain float32 rows [rows, kv_heads * head_dim].
   virtual void read_cache(const KvCache& cache, int layer, int slot, int rows, std::span<float> k,
                           std::span<float> v) = 0;
@@ -84,12 +106,16 @@ class Backend {
 
   // The device and what drives it, for reports: "NVIDIA H200, driver 13.0, runtime 13.0"; empty for the CPU.
   virtual std::string hardware() const { return {}; }
+  // Nothing on the CPU.
+  virtual std::optional<DeviceState> device_state() const { return {}; }
 
   // A backend that can record work replays it with one call. `body` only enqueues on this backend and reads
-  // nothing on the host but what `key` names and what it uploads from staging memory: it is recorded the
-  // first time a key is seen and replayed from then on. Without recording it simply runs.
+  // nothing on the host but what `key` names: it is recorded the first time a key is seen and replayed from
+  // then on. `feed` enqueues before the body what varies in size: uploads. Without recording both simply run,
+  // and so they do the first time: a body runs once per call and may change its inputs.
   virtual bool records() const { return false; }
-  virtual void replay(std::uint64_t key, const std::function<void()>& body);
+  virtual void replay(std::uint64_t key, const std::function<void()>& feed,
+                      const std::function<void()>& body);
   // Device times within replayed work: mark(i), i < kMarks, between ops; milliseconds from mark i to mark j
   // after finish().
   static constexpr int kMarks = 8;
@@ -100,6 +126,11 @@ class Backend {
   // can use. Called again whenever the table changes.
   virtual void prepare_schedule(const ExpertWeights&, const ModulationRow&, int /*steps*/) {}
 
+  // Whether pictures and tokens enter raw: frames for `letterbox`, ids for `scale_rows` on the whole token
+  // table. Otherwise the host makes pictures and gathers rows.
+  virtual bool takes_raw_inputs() const { return false; }
+
+  void letterbox(const Letterbox& op);
   void patch_rows(const PatchRows& op);
   void scale_rows(const ScaleRows& op);
   void matmul(const Matmul& op);
@@ -118,6 +149,7 @@ class Backend {
 
  protected:
   virtual Status wait() { return {}; }
+  virtual void do_letterbox(const Letterbox& op) = 0;
   virtual void do_patch_rows(const PatchRows& op) = 0;
   virtual void do_scale_rows(const ScaleRows& op) = 0;
   virtual void do_matmul(const Matmul& op) = 0;
@@ -136,6 +168,10 @@ class Backend {
   Status status_;
   std::vector<HostBlock> staging_;
 };
+
+// Whether a frame can become a picture of `image` x `image` pixels: a device could not refuse it any more.
+// `tables` is the beginning, still in host memory, of the `bytes` that its offsets point into.
+Status check_frame(const Frame& frame, std::span<const std::byte> tables, std::uint64_t bytes, int image);
 
 struct BackendOptions {
   std::string device = "auto";     // auto | cpu | cuda[:N] | reference (the plain scalar oracle)
@@ -158,5 +194,11 @@ Result<std::unique_ptr<Backend>> make_cpu_backend(const std::string& precision, 
 Result<std::unique_ptr<Backend>> make_reference_backend();
 Result<std::unique_ptr<Backend>> make_cuda_backend(const std::string& precision, int ordinal);
 bool cuda_is_built();
+int cuda_device_count();  // GPUs that a backend can be made for; 0 without CUDA, driver or GPU
+
+// "cuda:0,2" -> cuda:0 and cuda:2; "cuda:all" -> every GPU; "auto", "cpu" and "cuda:1" are one. Fails, naming
+// what is wrong, for an empty entry and for a GPU named twice; whether a device is there shows when it is
+// opened.
+Result<std::vector<std::string>> device_list(const std::string& devices);
 
 }  // namespace servoflow::ops

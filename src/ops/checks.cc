@@ -19,6 +19,47 @@ bool usable(const KvCache* c, int layer, const Segments& s) {
   return c != nullptr && c->data != nullptr && layer >= 0 && layer < c->layers && s.max_keys <= c->keys;
 }
 
+const char* broken(const Letterbox& op) {
+  SF_REQUIRE(op.frames != nullptr && op.data != nullptr && op.pixels != nullptr);
+  SF_REQUIRE(op.pictures.capacity > 0 && op.image > 0);
+  return nullptr;
+}
+
+// One axis of a frame: `in` inputs, `out` outputs, its tables at byte `at`.
+const char* broken_axis(const Frame& f, std::span<const std::byte> tables, std::int64_t at, int taps, int in,
+                        int out) {
+  SF_REQUIRE(taps > 0 && at >= 0 && at % 4 == 0);
+  const std::uint64_t need = static_cast<std::uint64_t>(out) * (2 + static_cast<std::uint64_t>(taps)) * 4;
+  SF_REQUIRE(static_cast<std::uint64_t>(at) <= tables.size() &&
+             need <= tables.size() - static_cast<std::uint64_t>(at));
+  const auto* first = reinterpret_cast<const std::int32_t*>(tables.data() + at);
+  const auto* second = first + out;
+  const bool sums = f.resampling == Resampling::kFixedPoint;
+  for (int i = 0; i < out; ++i) {
+    SF_REQUIRE(first[i] >= 0 && first[i] < in && second[i] >= 0 && second[i] <= in);
+    SF_REQUIRE(sums ? second[i] <= taps && second[i] <= in - first[i] : second[i] < in);
+  }
+  return nullptr;
+}
+
+const char* broken(const Frame& f, std::span<const std::byte> tables, std::uint64_t bytes, int image) {
+  SF_REQUIRE(image > 0 && f.width > 0 && f.height > 0 && f.pixels >= 0 && f.pixels % 4 == 0);
+  const bool ready = f.resampling == Resampling::kReady;
+  SF_REQUIRE(!ready || (f.width == image && f.height == image));
+  SF_REQUIRE(ready || (f.width <= kMaxFrameSide && f.height <= kMaxFrameSide));
+  const std::uint64_t need = std::uint64_t{3} * static_cast<std::uint64_t>(f.width) *
+                             static_cast<std::uint64_t>(f.height) * (ready ? sizeof(float) : 1);
+  SF_REQUIRE(ready || need <= kMaxFrameBytes);
+  SF_REQUIRE(static_cast<std::uint64_t>(f.pixels) <= bytes &&
+             need <= bytes - static_cast<std::uint64_t>(f.pixels));
+  if (ready) return nullptr;
+  SF_REQUIRE(f.resampling == Resampling::kFixedPoint || (f.column_taps == 1 && f.row_taps == 1));
+  SF_REQUIRE(f.columns > 0 && f.left >= 0 && f.columns <= image - f.left);
+  SF_REQUIRE(f.rows > 0 && f.top >= 0 && f.rows <= image - f.top);
+  if (const char* b = broken_axis(f, tables, f.column_table, f.column_taps, f.width, f.columns)) return b;
+  return broken_axis(f, tables, f.row_table, f.row_taps, f.height, f.rows);
+}
+
 const char* broken(const PatchRows& op) {
   SF_REQUIRE(op.pixels != nullptr && op.pictures.capacity > 0 && op.patch > 0 && op.image > 0 &&
              op.image % op.patch == 0);
@@ -29,8 +70,10 @@ const char* broken(const PatchRows& op) {
 }
 
 const char* broken(const ScaleRows& op) {
-  SF_REQUIRE(usable(op.x) && usable(op.y) && op.x.cols == op.y.cols && fits(op.rows, op.x));
-  SF_REQUIRE(op.x.dtype == DType::kF32 && op.y.dtype == DType::kF32);
+  SF_REQUIRE(usable(op.x) && usable(op.y) && op.x.cols == op.y.cols && op.rows.capacity > 0);
+  SF_REQUIRE(op.x.dtype == DType::kF32 || op.x.dtype == DType::kBF16);
+  SF_REQUIRE(op.y.dtype == DType::kF32);
+  SF_REQUIRE(op.ids != nullptr || fits(op.rows, op.x));
   SF_REQUIRE(op.row_map != nullptr || fits(op.rows, op.y));
   return nullptr;
 }
@@ -100,10 +143,18 @@ const char* broken(const EulerStep& op) {
 #undef SF_REQUIRE
 }  // namespace
 
+Status check_frame(const Frame& frame, std::span<const std::byte> tables, std::uint64_t bytes, int image) {
+  const char* b = broken(frame, tables, bytes, image);
+  if (b == nullptr) return {};
+  return Status::invalid("a frame of " + std::to_string(frame.width) + "x" + std::to_string(frame.height) +
+                         " pixels cannot become a picture: contract broken: " + b);
+}
+
 #define SF_CHECKED(method, Op)                       \
   void Backend::method(const Op& op) {               \
     if (check(#method, broken(op))) do_##method(op); \
   }
+SF_CHECKED(letterbox, Letterbox)
 SF_CHECKED(patch_rows, PatchRows)
 SF_CHECKED(scale_rows, ScaleRows)
 SF_CHECKED(matmul, Matmul)

@@ -11,6 +11,10 @@ namespace servoflow::ops {
 Status check_parts(std::span<const HostMatrix> parts, const PackOptions& options);
 // Row `r` as float32 into out [cols]. NaN or Inf is an error naming the tensor and the element.
 Status read_row(const HostMatrix& part, int r, float* out);
+// The letterbox operation, plainly.
+void letterbox_rows(const Letterbox& op, int pictures);
+// Row `r` of a float32 or bfloat16 matrix, times `scale`, into out [cols].
+void scale_row(const Matrix& x, std::int64_t r, float scale, float* out);
 // [sin(2π t / period_i)…, cos(…)…] with period_i = min · (max / min)^(i / (width/2 - 1)), float64 inside.
 void time_features(float t, int width, double min_period, double max_period, float* out);
 

@@ -9,6 +9,7 @@
 // made them; the host never looks through them.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <string>
 
@@ -99,7 +100,56 @@ struct RopeTable {
   int positions = 0, half = 0;
 };
 
+// How the pixels of a frame become those of a picture.
+enum class Resampling : std::int32_t {
+  kFixedPoint,  // bytes; sums with weights of 22 fraction bits, columns first, each pass rounded to a byte;
+                // then v / 255 · 2 - 1
+  kSymmetric,   // bytes; float32 between two neighbours on each axis of v / 255 · 2 - 1, clamped to [-1, 1]
+  kUnit,        // the same of v / 255, clamped to [0, 1], then · 2 - 1
+  kReady,       // a float32 picture already
+};
+
+// One camera's frame in device memory and its way into a picture. It lies there itself, so that one record
+// serves frames of any size. Offsets are bytes into Letterbox::data, multiples of 4.
+struct Frame {
+  Resampling resampling = Resampling::kReady;
+  std::int32_t width = 0, height = 0;
+  std::int32_t planes = 0;  // 0: [height, width, 3]; 1: [3, height, width]
+  // Where the resized frame lies in the picture; the rest is border, -1.
+  std::int32_t left = 0, top = 0, columns = 0, rows = 0;
+  std::int64_t pixels = 0;
+  // Of an axis with n outputs, int32: n times `first`, n times `second`, then [n, taps] weights.
+  // kFixedPoint: output i is the weighted sum of `second` inputs from `first` on.
+  // kSymmetric, kUnit: in[first] (1 - w) + in[second] w; w is the bits of a float32, taps is 1.
+  std::int64_t column_table = 0, row_table = 0;
+  std::int32_t column_taps = 0, row_taps = 0;
+};
+inline constexpr int kResamplingBits = 22;
+// The largest frame that is resized on the device; larger ones arrive as pictures.
+inline constexpr std::uint64_t kMaxFrameBytes = std::uint64_t{3} * 1280 * 960;
+inline constexpr int kMaxFrameSide = 4096;
+// Enough for the tables of one frame; for its pixels or a picture.
+constexpr std::uint64_t max_table_bytes(int image) {
+  return 2 * (2 * std::uint64_t{kMaxFrameSide} + 5 * static_cast<std::uint64_t>(image)) *
+             sizeof(std::int32_t) +
+         64;
+}
+constexpr std::uint64_t max_pixel_bytes(int image) {
+  const std::uint64_t picture = static_cast<std::uint64_t>(image) * static_cast<std::uint64_t>(image) * 12;
+  return ((picture > kMaxFrameBytes ? picture : kMaxFrameBytes) + 255) / 256 * 256;
+}
+
 // ---- arguments of the fused-size operations, in the order of one inference
+
+// frames -> pixels [pictures, image, image, 3] float32 in [-1, 1], to the bit what stages/preprocess
+// computes. The frames must have passed check_frame.
+struct Letterbox {
+  const Frame* frames = nullptr;  // device
+  const std::byte* data = nullptr;
+  Count pictures;
+  int image = 0;
+  float* pixels = nullptr;
+};
 
 // pixels [pictures, image, image, 3] float32 -> rows [pictures * tokens, 3 * patch * patch] float32,
 // channel-major inside a row (as the convolution's weight [width, 3, patch, patch] is laid out), patches row
@@ -111,12 +161,14 @@ struct PatchRows {
   Matrix out;
 };
 
-// y[row_map[i]] = x[i] · scale; x float32 (token rows as gathered on the host).
+// y[row_map[i]] = x[ids[i]] · scale, in float32; x float32 or bfloat16: token rows as gathered on the host
+// (no ids: x[i]) or the whole table. Ids are within x.
 struct ScaleRows {
   Matrix x, y;
   Count rows;
   float scale = 1;
   const std::int32_t* row_map = nullptr;
+  const std::int32_t* ids = nullptr;
 };
 
 struct Matmul {

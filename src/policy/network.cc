@@ -23,19 +23,24 @@ double milliseconds_since(Clock::time_point begin) {
   return std::chrono::duration<double, std::milli>(Clock::now() - begin).count();
 }
 
-// Parameters that are packed: all but the token table (used in place) and what only the prefix's unused
-// output needs.
-std::uint64_t packed_parameters(const weights::Architecture& a) {
+// Parameters that go to the device: all but the token table where it is used in place, and what only the
+// prefix's unused output needs.
+std::uint64_t packed_parameters(const weights::Architecture& a, bool token_table) {
   const std::string last = weights::kLanguagePrefix + ("layers." + std::to_string(a.prefix.depth - 1) + ".");
   std::uint64_t total = 0;
   for (const weights::TensorSpec& t : weights::manifest(a)) {
-    const bool dead = t.name == weights::kTokenTable ||
+    const bool dead = (t.name == weights::kTokenTable && !token_table) ||
                       t.name == std::string(weights::kLanguagePrefix) + "norm.weight" ||
                       t.name.starts_with(last + "mlp.") || t.name.starts_with(last + "post_") ||
                       t.name == last + "self_attn.o_proj.weight";
     if (!dead) total += static_cast<std::uint64_t>(t.shape.elements());
   }
   return total;
+}
+
+void use_the_wait(std::span<const NetworkRequest> requests) {
+  for (const NetworkRequest& request : requests)
+    if (request.meanwhile != nullptr) (*request.meanwhile)();
 }
 
 class NetworkImpl : public Network {
@@ -47,15 +52,20 @@ class NetworkImpl : public Network {
 
  private:
   Status stage_inputs(std::span<const NetworkRequest> requests);
+  Status stage_picture(const stages::CameraPicture& picture, int index);
+  Status stage_frame(const stages::CameraPicture& picture, int index);
+  Status stage_text(std::span<const std::int32_t> ids, int row);
   void expect_inputs(int requests);
-  void upload_inputs(int text_rows);
+  void upload_inputs();
   void enqueue_vision();
-  void enqueue_prefix();
+  stages::PrefixRun prefix_run();
   stages::DenoiseRun denoise_run();
   Status run_stages(const stages::Schedule& schedule, const stages::ModelInput& input, StageTimes* times,
                     StageTap* tap);
-  Status run_recorded(const stages::Schedule& schedule, int requests, StageTimes* times);
+  Status run_recorded(const stages::Schedule& schedule, std::span<const NetworkRequest> requests,
+                      StageTimes* times);
   Status run_denoise(const stages::Schedule& schedule, StageTimes* times, StageTap* tap);
+  void tap_pictures(StageTap& tap, int pictures);
   void tap_prefix(StageTap& tap, const stages::ModelInput& input, bool after_layers);
 
   weights::Architecture arch_;
@@ -66,6 +76,9 @@ class NetworkImpl : public Network {
   stages::Denoise denoise_;
   Capacity capacity_;
   Workspace w_;
+  bool raw_ = false;                                      // frames and ids enter, not pictures and rows
+  std::uint64_t tables_used_ = 0;                         // bytes of w_.staged.tables
+  std::vector<std::span<const std::byte>> frame_pixels_;  // where each frame's pixels are
   NetworkInfo info_;
 };
 
@@ -77,20 +90,83 @@ Status NetworkImpl::open(std::shared_ptr<const weights::WeightSource> source,
   SF_ASSIGN_OR_RETURN(ops::BackendChoice choice,
                       ops::make_backend({options.device, options.precision, options.threads}));
   backend_ = std::move(choice.backend);
-  weights::Loader loader(*backend_, *source_, packed_parameters(arch_), options.progress);
+  raw_ = backend_->takes_raw_inputs();
+  weights::Loader loader(*backend_, *source_, packed_parameters(arch_, raw_), options.progress);
   SF_ASSIGN_OR_RETURN(vision_, stages::Vision::load(loader, arch_));
   SF_ASSIGN_OR_RETURN(prefix_, stages::Prefix::load(loader, arch_));
   SF_ASSIGN_OR_RETURN(denoise_, stages::Denoise::load(loader, arch_));
   SF_ASSIGN_OR_RETURN(w_, plan_workspace(*backend_, arch_, capacity_));
+  frame_pixels_.resize(static_cast<std::size_t>(w_.picture_count.capacity));
   SF_RETURN_IF_ERROR(denoise_.schedule(*backend_, arch_.default_steps).status());
   info_ = {.device = backend_->device(),
            .backend = backend_->name(),
            .precision = choice.precision,
            .hardware = backend_->hardware(),
            .threads = backend_->threads(),
+           .raw_frames = raw_,
            .parameters = loader.parameters(),
            .weight_bytes = loader.packed_bytes(),
            .workspace_bytes = w_.bytes};
+  return {};
+}
+
+// A network that takes frames gets pictures too, from formats and sizes that only the host knows.
+Status NetworkImpl::stage_frame(const stages::CameraPicture& picture, int index) {
+  ops::Frame& frame = w_.staged.frames[index];
+  std::span<const std::byte> pixels = std::as_bytes(std::span(picture.pixels));
+  if (picture.is_raw) {
+    const stages::RawFrame& raw = picture.raw;
+    pixels = std::as_bytes(raw.bytes);
+    frame = raw.frame;
+    const std::size_t need = (raw.columns.table.size() + raw.rows.table.size()) * sizeof(std::int32_t);
+    if (need > w_.table_bytes - tables_used_ || pixels.size() != std::size_t{3} *
+                                                                     static_cast<std::size_t>(frame.width) *
+                                                                     static_cast<std::size_t>(frame.height))
+      return Status::invalid("images: frame " + std::to_string(index) + ": " + std::to_string(pixels.size()) +
+                             " bytes for " + std::to_string(frame.width) + "x" +
+                             std::to_string(frame.height) + " pixels, or its tables are too large");
+    const auto append = [this](const stages::AxisTable& axis) {
+      const std::uint64_t at = tables_used_, bytes = axis.table.size() * sizeof(std::int32_t);
+      std::memcpy(w_.staged.tables + at, axis.table.data(), bytes);
+      tables_used_ = at + bytes;
+      return static_cast<std::int64_t>(at);
+    };
+    frame.column_table = append(raw.columns);
+    frame.row_table = append(raw.rows);
+  } else {
+    frame = {.width = arch_.vision.image, .height = arch_.vision.image};
+  }
+  frame.pixels = static_cast<std::int64_t>(w_.table_bytes + static_cast<std::uint64_t>(index) *
+                                                                ops::max_pixel_bytes(arch_.vision.image));
+  SF_RETURN_IF_ERROR(ops::check_frame(frame, {w_.staged.tables, tables_used_},
+                                      w_.table_bytes + w_.pixel_bytes, arch_.vision.image)
+                         .with_context("images: frame " + std::to_string(index)));
+  frame_pixels_[static_cast<std::size_t>(index)] = pixels;
+  return {};
+}
+
+Status NetworkImpl::stage_picture(const stages::CameraPicture& picture, int index) {
+  const auto size =
+      static_cast<std::size_t>(arch_.vision.image) * static_cast<std::size_t>(arch_.vision.image) * 3;
+  if (picture.is_raw ? !raw_ : picture.pixels.size() != size)
+    return Status::invalid("images: picture " + std::to_string(index) + " is not at model size");
+  if (raw_) return stage_frame(picture, index);
+  std::copy(picture.pixels.begin(), picture.pixels.end(),
+            w_.staged_pixels + static_cast<std::size_t>(index) * size);
+  return {};
+}
+
+Status NetworkImpl::stage_text(std::span<const std::int32_t> ids, int row) {
+  if (!raw_) {
+    const auto width = static_cast<std::size_t>(arch_.prefix.width);
+    return source_->token_rows(ids,
+                               {w_.staged_text + static_cast<std::size_t>(row) * width, ids.size() * width});
+  }
+  for (const std::int32_t id : ids)
+    if (id < 0 || id >= arch_.vocab)
+      return Status::invalid("token id " + std::to_string(id) + " is outside the token table of " +
+                             std::to_string(arch_.vocab) + " rows");
+  std::copy(ids.begin(), ids.end(), w_.staged.ids + row);
   return {};
 }
 
@@ -98,23 +174,22 @@ Status NetworkImpl::open(std::shared_ptr<const weights::WeightSource> source,
 Status NetworkImpl::stage_inputs(std::span<const NetworkRequest> requests) {
   const zones::Zone zone("host/stage");
   const int tokens = arch_.vision.tokens();
-  const auto picture_size =
-      static_cast<std::size_t>(arch_.vision.image) * static_cast<std::size_t>(arch_.vision.image) * 3;
-  const auto width = static_cast<std::size_t>(arch_.prefix.width);
   const auto action_size =
       static_cast<std::size_t>(arch_.horizon) * static_cast<std::size_t>(arch_.action_dim);
-  Counts& n = *w_.staged_counts;
+  const Inputs& in = w_.staged;
+  Counts& n = *in.counts;
   n = {};
-  ops::Segment* picture_segment = w_.staged_segments;
-  ops::Segment* prefix_segment = w_.staged_segments + w_.picture_count.capacity;
+  tables_used_ = 0;
+  ops::Segment* picture_segment = in.segments;
+  ops::Segment* prefix_segment = in.segments + w_.picture_count.capacity;
   ops::Segment* suffix_segment = prefix_segment + capacity_.batch;
   if (requests.empty() || static_cast<int>(requests.size()) > capacity_.batch)
     return Status::invalid("batch of " + std::to_string(requests.size()) +
                            " requests; this policy was opened for 1 to " + std::to_string(capacity_.batch));
   for (const NetworkRequest& request : requests) {
-    const stages::ModelInput& in = *request.input;
-    const int pictures = in.picture_count, text = static_cast<int>(in.tokens.size());
-    if (pictures < 0 || pictures > capacity_.pictures || pictures > static_cast<int>(in.pictures.size()))
+    const stages::ModelInput& input = *request.input;
+    const int pictures = input.picture_count, text = static_cast<int>(input.tokens.size());
+    if (pictures < 0 || pictures > capacity_.pictures || pictures > static_cast<int>(input.pictures.size()))
       return Status::invalid("images: " + std::to_string(pictures) + " pictures; this policy takes up to " +
                              std::to_string(capacity_.pictures));
     if (text > arch_.max_tokens)
@@ -126,28 +201,22 @@ Status NetworkImpl::stage_inputs(std::span<const NetworkRequest> requests) {
                              std::to_string(arch_.action_dim) + " values");
     const int begin = n.prefix_rows;
     for (int p = 0; p < pictures; ++p) {
-      const std::vector<float>& pixels = in.pictures[static_cast<std::size_t>(p)].pixels;
-      if (pixels.size() != picture_size)
-        return Status::invalid("images: picture " + std::to_string(p) + " is not at model size");
-      std::copy(pixels.begin(), pixels.end(),
-                w_.staged_pixels + static_cast<std::size_t>(n.pictures) * picture_size);
+      SF_RETURN_IF_ERROR(stage_picture(input.pictures[static_cast<std::size_t>(p)], n.pictures));
       *picture_segment++ = {.row_begin = n.vision_rows, .rows = tokens, .slot = n.pictures, .past = 0};
-      for (int i = 0; i < tokens; ++i) w_.staged_vision_map[n.vision_rows + i] = n.prefix_rows + i;
+      for (int i = 0; i < tokens; ++i) in.vision_map[n.vision_rows + i] = n.prefix_rows + i;
       n.vision_rows += tokens;
       n.prefix_rows += tokens;
       n.pictures += 1;
     }
-    SF_RETURN_IF_ERROR(source_->token_rows(
-        in.tokens,
-        {w_.staged_text + static_cast<std::size_t>(n.text_rows) * width, in.tokens.size() * width}));
-    for (int i = 0; i < text; ++i) w_.staged_text_map[n.text_rows + i] = n.prefix_rows + i;
+    SF_RETURN_IF_ERROR(stage_text(input.tokens, n.text_rows));
+    for (int i = 0; i < text; ++i) in.text_map[n.text_rows + i] = n.prefix_rows + i;
     n.text_rows += text;
     n.prefix_rows += text;
     *prefix_segment++ = {.row_begin = begin, .rows = n.prefix_rows - begin, .slot = n.requests, .past = 0};
     *suffix_segment++ = {
         .row_begin = n.suffix_rows, .rows = arch_.horizon, .slot = n.requests, .past = n.prefix_rows - begin};
     std::copy(request.noise.begin(), request.noise.end(),
-              w_.staged_actions + static_cast<std::size_t>(n.suffix_rows * arch_.action_dim));
+              in.actions + static_cast<std::size_t>(n.suffix_rows * arch_.action_dim));
     n.suffix_rows += arch_.horizon;
     n.requests += 1;
   }
@@ -156,7 +225,7 @@ Status NetworkImpl::stage_inputs(std::span<const NetworkRequest> requests) {
 
 // What the device may size its work by: no more than a record's key says (run_recorded).
 void NetworkImpl::expect_inputs(int requests) {
-  const Counts& n = *w_.staged_counts;
+  const Counts& n = *w_.staged.counts;
   w_.vision_rows.likely = n.vision_rows;
   w_.prefix_rows.likely = n.prefix_rows;
   w_.suffix_rows.likely = n.suffix_rows;
@@ -166,24 +235,31 @@ void NetworkImpl::expect_inputs(int requests) {
   w_.suffix_segments.max_keys = rows + arch_.horizon;
 }
 
-// Copies what stage_inputs laid out; `text_rows` of the text, all of what is small.
-void NetworkImpl::upload_inputs(int text_rows) {
+// Copies what stage_inputs laid out, no more of pictures and text than there is.
+void NetworkImpl::upload_inputs() {
   const auto size = [](std::int32_t count) { return static_cast<std::size_t>(count); };
-  const Counts& n = *w_.staged_counts;
-  ops::Backend& b = *backend_;
-  const auto picture_size = size(arch_.vision.image) * size(arch_.vision.image) * 3;
-  b.upload(w_.counts, w_.staged_counts, sizeof(Counts));
-  b.upload(w_.segments, w_.staged_segments,
-           size(w_.picture_count.capacity + 2 * capacity_.batch) * sizeof(ops::Segment));
-  b.upload(w_.pixels, w_.staged_pixels, size(n.pictures) * picture_size * sizeof(float));
-  b.upload(w_.vision_map, w_.staged_vision_map, size(n.vision_rows) * sizeof(std::int32_t));
-  b.upload(w_.text.data, w_.staged_text, size(text_rows) * size(arch_.prefix.width) * sizeof(float));
-  b.upload(w_.text_map, w_.staged_text_map, size(text_rows) * sizeof(std::int32_t));
-  b.upload(w_.actions.data, w_.staged_actions, size(n.suffix_rows * arch_.action_dim) * sizeof(float));
+  const Counts& n = *w_.staged.counts;
+  backend_->upload(w_.device.counts, w_.staged.counts, w_.input_bytes + tables_used_);
+  if (raw_) {
+    // Not through staging memory: the driver's own way from the caller's memory is faster, and needs no copy
+    // at all where that is pinned.
+    for (int p = 0; p < n.pictures; ++p) {
+      const std::span<const std::byte> pixels = frame_pixels_[static_cast<std::size_t>(p)];
+      backend_->upload(w_.device.tables + w_.staged.frames[p].pixels, pixels.data(), pixels.size());
+    }
+    return;
+  }
+  backend_->upload(
+      w_.pixels, w_.staged_pixels,
+      size(n.pictures) * size(arch_.vision.image) * size(arch_.vision.image) * 3 * sizeof(float));
+  backend_->upload(w_.text.data, w_.staged_text,
+                   size(n.text_rows) * size(arch_.prefix.width) * sizeof(float));
 }
 
 void NetworkImpl::enqueue_vision() {
-  vision_.run(*backend_, {.pixels = w_.pixels,
+  vision_.run(*backend_, {.frames = w_.device.frames,
+                          .data = w_.device.tables,
+                          .pixels = w_.pixels,
                           .pictures = w_.picture_count,
                           .rows = w_.vision_rows,
                           .segments = w_.picture_segments,
@@ -192,19 +268,20 @@ void NetworkImpl::enqueue_vision() {
                           .x = w_.vision_x,
                           .scratch = w_.vision,
                           .out = w_.prefix_x,
-                          .row_map = w_.vision_map});
+                          .row_map = w_.device.vision_map});
 }
 
-void NetworkImpl::enqueue_prefix() {
-  prefix_.run(*backend_, {.text = w_.text,
-                          .text_rows = w_.text_rows,
-                          .text_map = w_.text_map,
-                          .x = w_.prefix_x,
-                          .rows = w_.prefix_rows,
-                          .segments = w_.prefix_segments,
-                          .cache = &w_.prefix_cache,
-                          .rope = &w_.rope,
-                          .scratch = w_.prefix});
+stages::PrefixRun NetworkImpl::prefix_run() {
+  return {.text = w_.text,
+          .ids = w_.device.ids,
+          .text_rows = w_.text_rows,
+          .text_map = w_.device.text_map,
+          .x = w_.prefix_x,
+          .rows = w_.prefix_rows,
+          .segments = w_.prefix_segments,
+          .cache = &w_.prefix_cache,
+          .rope = &w_.rope,
+          .scratch = w_.prefix};
 }
 
 stages::DenoiseRun NetworkImpl::denoise_run() {
@@ -249,8 +326,19 @@ Status NetworkImpl::run_denoise(const stages::Schedule& schedule, StageTimes* ti
   return {};
 }
 
+void NetworkImpl::tap_pictures(StageTap& tap, int pictures) {
+  const Shape shape{arch_.vision.image, arch_.vision.image, 3};
+  std::vector<float> picture(static_cast<std::size_t>(shape.elements()));
+  for (int p = 0; p < pictures; ++p)
+    if (const std::string name = "image/" + std::to_string(p); tap.wants(name)) {
+      backend_->download(picture.data(), w_.pixels + static_cast<std::size_t>(p) * picture.size(),
+                         picture.size() * sizeof(float));
+      tap.record(name, picture, shape);
+    }
+}
+
 void NetworkImpl::tap_prefix(StageTap& tap, const stages::ModelInput& input, bool after_layers) {
-  const int rows = w_.staged_counts->prefix_rows, tokens = arch_.vision.tokens(), width = arch_.prefix.width;
+  const int rows = w_.staged.counts->prefix_rows, tokens = arch_.vision.tokens(), width = arch_.prefix.width;
   if (!after_layers) {
     std::vector<float> x(static_cast<std::size_t>(rows) * static_cast<std::size_t>(width));
     for (int i = 0; i < rows; ++i)
@@ -285,14 +373,15 @@ Status NetworkImpl::run(std::span<const NetworkRequest> requests, int steps, Sta
   expect_inputs(static_cast<int>(requests.size()));
   SF_ASSIGN_OR_RETURN(const stages::Schedule* schedule, denoise_.schedule(*backend_, steps));
   if (tap == nullptr && backend_->records()) {
-    SF_RETURN_IF_ERROR(run_recorded(*schedule, static_cast<int>(requests.size()), times));
+    SF_RETURN_IF_ERROR(run_recorded(*schedule, requests, times));
   } else {
     SF_RETURN_IF_ERROR(run_stages(*schedule, *requests[0].input, times, tap));
+    use_the_wait(requests);
   }
   const auto action_size =
       static_cast<std::size_t>(arch_.horizon) * static_cast<std::size_t>(arch_.action_dim);
   for (std::size_t r = 0; r < requests.size(); ++r)
-    std::copy_n(w_.staged_actions + r * action_size, action_size, requests[r].actions.begin());
+    std::copy_n(w_.staged.actions + r * action_size, action_size, requests[r].actions.begin());
   return {};
 }
 
@@ -301,28 +390,28 @@ Status NetworkImpl::run_stages(const stages::Schedule& schedule, const stages::M
                                StageTimes* times, StageTap* tap) {
   const Clock::time_point begin = Clock::now();
   if (tap != nullptr && tap->wants("t")) tap->record("t", schedule.times, {schedule.steps});
-  upload_inputs(w_.staged_counts->text_rows);
+  upload_inputs();
   SF_RETURN_IF_ERROR(backend_->finish());
-  if (w_.staged_counts->pictures > 0) {
+  if (w_.staged.counts->pictures > 0) {
     const zones::Zone zone("vision");
     enqueue_vision();
     SF_RETURN_IF_ERROR(backend_->finish());
   }
   const double after_vision = milliseconds_since(begin);
-  prefix_.embed(*backend_,
-                {.text = w_.text, .text_rows = w_.text_rows, .text_map = w_.text_map, .x = w_.prefix_x});
+  if (tap != nullptr && raw_) tap_pictures(*tap, w_.staged.counts->pictures);
+  prefix_.embed(*backend_, prefix_run());
   if (tap != nullptr) tap_prefix(*tap, input, false);
   {
     const zones::Zone zone("prefix");
-    enqueue_prefix();
+    prefix_.run(*backend_, prefix_run());
     SF_RETURN_IF_ERROR(backend_->finish());
   }
   const double after_prefix = milliseconds_since(begin);
   if (tap != nullptr) tap_prefix(*tap, input, true);
   SF_RETURN_IF_ERROR(run_denoise(schedule, times, tap));
   backend_->download(
-      w_.staged_actions, w_.actions.data,
-      static_cast<std::size_t>(w_.staged_counts->suffix_rows * arch_.action_dim) * sizeof(float));
+      w_.staged.actions, w_.actions.data,
+      static_cast<std::size_t>(w_.staged.counts->suffix_rows * arch_.action_dim) * sizeof(float));
   SF_RETURN_IF_ERROR(backend_->finish());
   if (times != nullptr) {
     times->vision = after_vision;
@@ -332,34 +421,39 @@ Status NetworkImpl::run_stages(const stages::Schedule& schedule, const stages::M
   return {};
 }
 
-// Everything in one record: uploads, stages, the download. What varies from call to call (lengths, masks,
-// noise) lies in staging memory; how many requests, pictures and steps there are chooses the record.
-Status NetworkImpl::run_recorded(const stages::Schedule& schedule, int requests, StageTimes* times) {
+// Everything but the upload in one record: stages, the download. What varies from call to call (lengths,
+// masks, frames' sizes, noise) lies in what is uploaded; how many requests, pictures and steps there are
+// chooses the record.
+Status NetworkImpl::run_recorded(const stages::Schedule& schedule, std::span<const NetworkRequest> requests,
+                                 StageTimes* times) {
   const zones::Zone zone("graph");
-  const Counts& n = *w_.staged_counts;
+  const std::size_t actions =
+      requests.size() * static_cast<std::size_t>(arch_.horizon) * static_cast<std::size_t>(arch_.action_dim);
   const auto key = static_cast<std::uint64_t>(schedule.steps) |
                    static_cast<std::uint64_t>(schedule.slot) << 16 |
-                   static_cast<std::uint64_t>(requests) << 24 | static_cast<std::uint64_t>(n.pictures) << 40;
-  const auto body = [this, &schedule, requests] {
-    const Counts& counts = *w_.staged_counts;
+                   static_cast<std::uint64_t>(requests.size()) << 24 |
+                   static_cast<std::uint64_t>(w_.staged.counts->pictures) << 40;
+  const auto feed = [this] {
     backend_->mark(0);
-    upload_inputs(requests * arch_.max_tokens);
+    upload_inputs();
+  };
+  const auto body = [this, &schedule, actions] {
     backend_->mark(1);
-    if (counts.pictures > 0) enqueue_vision();
+    if (w_.staged.counts->pictures > 0) enqueue_vision();
     backend_->mark(2);
-    prefix_.embed(*backend_,
-                  {.text = w_.text, .text_rows = w_.text_rows, .text_map = w_.text_map, .x = w_.prefix_x});
-    enqueue_prefix();
+    prefix_.embed(*backend_, prefix_run());
+    prefix_.run(*backend_, prefix_run());
     backend_->mark(3);
     denoise_.run(*backend_, schedule, denoise_run(), 0, schedule.steps);
     backend_->mark(4);
-    backend_->download(w_.staged_actions, w_.actions.data,
-                       static_cast<std::size_t>(requests * arch_.horizon * arch_.action_dim) * sizeof(float));
+    backend_->download(w_.staged.actions, w_.actions.data, actions * sizeof(float));
     backend_->mark(5);
   };
-  backend_->replay(key, std::cref(body));
+  backend_->replay(key, std::cref(feed), std::cref(body));
+  use_the_wait(requests);
   SF_RETURN_IF_ERROR(backend_->finish());
   if (times != nullptr) {
+    times->device = backend_->elapsed(0, 5);
     times->vision = backend_->elapsed(1, 2);
     times->prefix = backend_->elapsed(2, 3);
     times->denoise = backend_->elapsed(3, 4);

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <string>
@@ -18,8 +19,8 @@
 namespace servoflow::policy {
 
 // Sees intermediate tensors by the names of recorded cases: "vision/<index>" (index into
-// ModelInput::pictures), "prefix/embeddings", "prefix/layer<i>/k", "prefix/layer<i>/v", "t", "time/<j>",
-// "step<j>/v", "step<j>/x".
+// ModelInput::pictures), "image/<index>" (those the network made itself), "prefix/embeddings",
+// "prefix/layer<i>/k", "prefix/layer<i>/v", "t", "time/<j>", "step<j>/v", "step<j>/x".
 class StageTap {
  public:
   virtual ~StageTap() = default;
@@ -39,6 +40,7 @@ struct NetworkOptions {
 struct NetworkInfo {
   std::string device, backend, precision, hardware;
   int threads = 0;
+  bool raw_frames = false;  // takes frames as they are (stages::RawFrame)
   std::uint64_t parameters = 0, weight_bytes = 0, workspace_bytes = 0;
 };
 
@@ -46,6 +48,8 @@ struct NetworkRequest {
   const stages::ModelInput* input = nullptr;
   std::span<const float> noise;  // [horizon, action_dim]
   std::span<float> actions;      // [horizon, action_dim], written
+  // Work for the host, called at most once: while a device computes alone, or afterwards.
+  const std::function<void()>* meanwhile = nullptr;
 };
 
 class Network {

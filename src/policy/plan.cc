@@ -62,6 +62,29 @@ class Planner {
   Status status_;
 };
 
+// Places the inputs in a block that begins at `block` (null: nowhere); its size without tables.
+std::uint64_t lay_out(Inputs& in, std::byte* block, bool raw, const weights::Architecture& a,
+                      const Capacity& capacity) {
+  std::uint64_t used = 0;
+  const auto take = [&]<typename T>(T*& out, int count) {
+    constexpr std::uint64_t kAlignment = 256;
+    out = block == nullptr ? nullptr : reinterpret_cast<T*>(block + used);
+    used += (static_cast<std::uint64_t>(count) * sizeof(T) + kAlignment - 1) / kAlignment * kAlignment;
+  };
+  const int pictures = capacity.batch * capacity.pictures, text = capacity.batch * a.max_tokens;
+  take(in.counts, 1);
+  take(in.segments, pictures + 2 * capacity.batch);
+  take(in.vision_map, pictures * a.vision.tokens());
+  take(in.text_map, text);
+  take(in.actions, capacity.batch * a.horizon * a.action_dim);
+  if (raw) {
+    take(in.ids, text);
+    take(in.frames, pictures);
+    take(in.tables, 0);
+  }
+  return used;
+}
+
 }  // namespace
 
 Result<Workspace> plan_workspace(ops::Backend& backend, const weights::Architecture& a,
@@ -74,44 +97,45 @@ Result<Workspace> plan_workspace(ops::Backend& backend, const weights::Architect
   const int suffix_rows = batch * a.horizon, keys = request_rows + a.horizon;
   const auto pixels =
       static_cast<std::uint64_t>(pictures) * static_cast<std::uint64_t>(a.vision.image * a.vision.image) * 3;
-  const auto segments = static_cast<std::uint64_t>(pictures + 2 * batch);
+  const auto text = static_cast<std::uint64_t>(text_rows) * static_cast<std::uint64_t>(a.prefix.width);
   const DType f32 = DType::kF32;
 
-  plan.staging(w.staged_pixels, pixels);
-  plan.staging(w.staged_text,
-               static_cast<std::uint64_t>(text_rows) * static_cast<std::uint64_t>(a.prefix.width));
-  plan.staging(w.staged_actions,
-               static_cast<std::uint64_t>(suffix_rows) * static_cast<std::uint64_t>(a.action_dim));
-  plan.staging(w.staged_vision_map, static_cast<std::uint64_t>(vision_rows));
-  plan.staging(w.staged_text_map, static_cast<std::uint64_t>(text_rows));
-  plan.staging(w.staged_segments, segments);
-  plan.staging(w.staged_counts, 1);
-
+  const bool raw = backend.takes_raw_inputs();
+  w.input_bytes = lay_out(w.staged, nullptr, raw, a, capacity);
+  if (raw) {
+    w.table_bytes = static_cast<std::uint64_t>(pictures) * ops::max_table_bytes(a.vision.image);
+    w.pixel_bytes = static_cast<std::uint64_t>(pictures) * ops::max_pixel_bytes(a.vision.image);
+  }
+  std::byte *staged = nullptr, *device = nullptr;
+  plan.staging(staged, w.input_bytes + w.table_bytes);
+  plan.device(device, w.input_bytes + w.table_bytes + w.pixel_bytes);
+  SF_RETURN_IF_ERROR(plan.status());
+  lay_out(w.staged, staged, raw, a, capacity);
+  lay_out(w.device, device, raw, a, capacity);
   plan.device(w.pixels, pixels);
-  plan.device(w.vision_map, static_cast<std::uint64_t>(vision_rows));
-  plan.device(w.text_map, static_cast<std::uint64_t>(text_rows));
-  plan.device(w.segments, segments);
-  plan.device(w.counts, 1);
-  w.picture_count = {pictures, &w.counts->pictures};
-  w.vision_rows = {vision_rows, &w.counts->vision_rows};
-  w.text_rows = {text_rows, &w.counts->text_rows};
-  w.prefix_rows = {prefix_rows, &w.counts->prefix_rows};
-  w.suffix_rows = {suffix_rows, &w.counts->suffix_rows};
-  const ops::Count requests{batch, &w.counts->requests};
-  w.picture_segments = {w.segments, w.picture_count, tokens, tokens};
-  w.prefix_segments = {w.segments + pictures, requests, request_rows, request_rows};
-  w.suffix_segments = {w.segments + pictures + batch, requests, a.horizon, keys};
+  if (!raw) {
+    plan.staging(w.staged_pixels, pixels);
+    plan.staging(w.staged_text, text);
+    // Gathered rows come densely from the host, so that one copy moves them all.
+    plan.device(reinterpret_cast<float*&>(w.text.data), text);
+    w.text = {.data = w.text.data, .rows = text_rows, .cols = a.prefix.width, .pitch = a.prefix.width};
+  }
+  const Counts* counts = w.device.counts;
+  const ops::Segment* segments = w.device.segments;
+  w.picture_count = {pictures, &counts->pictures};
+  w.vision_rows = {vision_rows, &counts->vision_rows};
+  w.text_rows = {text_rows, &counts->text_rows};
+  w.prefix_rows = {prefix_rows, &counts->prefix_rows};
+  w.suffix_rows = {suffix_rows, &counts->suffix_rows};
+  const ops::Count requests{batch, &counts->requests};
+  w.picture_segments = {segments, w.picture_count, tokens, tokens};
+  w.prefix_segments = {segments + pictures, requests, request_rows, request_rows};
+  w.suffix_segments = {segments + pictures + batch, requests, a.horizon, keys};
 
   plan.matrix(w.patches, vision_rows, 3 * a.vision.patch * a.vision.patch, f32);
   plan.matrix(w.vision_x, vision_rows, a.vision.width, f32);
-  // Gathered rows come densely from the host, so that one copy moves them all.
-  plan.device(reinterpret_cast<float*&>(w.text.data),
-              static_cast<std::uint64_t>(text_rows) * static_cast<std::uint64_t>(a.prefix.width));
-  w.text = {.data = w.text.data, .rows = text_rows, .cols = a.prefix.width, .pitch = a.prefix.width};
   plan.matrix(w.prefix_x, prefix_rows, a.prefix.width, f32);
-  plan.device(reinterpret_cast<float*&>(w.actions.data),
-              static_cast<std::uint64_t>(suffix_rows) * static_cast<std::uint64_t>(a.action_dim));
-  w.actions = {.data = w.actions.data, .rows = suffix_rows, .cols = a.action_dim, .pitch = a.action_dim};
+  w.actions = {.data = w.device.actions, .rows = suffix_rows, .cols = a.action_dim, .pitch = a.action_dim};
   plan.device(reinterpret_cast<float*&>(w.velocity.data),
               static_cast<std::uint64_t>(suffix_rows) * static_cast<std::uint64_t>(a.action_dim));
   w.velocity = {.data = w.velocity.data, .rows = suffix_rows, .cols = a.action_dim, .pitch = a.action_dim};

@@ -18,21 +18,28 @@ struct Counts {
   std::int32_t pictures, vision_rows, text_rows, prefix_rows, suffix_rows, requests;
 };
 
-struct Workspace {
-  // Host staging, written by the host and uploaded.
-  float* staged_pixels = nullptr;   // [pictures, image, image, 3]
-  float* staged_text = nullptr;     // [tokens, prefix width]
-  float* staged_actions = nullptr;  // [rows, action_dim], both ways
-  std::int32_t* staged_vision_map = nullptr;
-  std::int32_t* staged_text_map = nullptr;
-  ops::Segment* staged_segments = nullptr;  // pictures, then prefix, then suffix
-  Counts* staged_counts = nullptr;
-
-  // Device.
-  float* pixels = nullptr;
-  std::int32_t *vision_map = nullptr, *text_map = nullptr;
-  ops::Segment* segments = nullptr;
+// What the host hands over for one pass beside pixels. It lies in one block, the same in staging memory and
+// on the device, so that one copy moves all of it.
+struct Inputs {
   Counts* counts = nullptr;
+  ops::Segment* segments = nullptr;                         // pictures, then prefix, then suffix
+  std::int32_t *vision_map = nullptr, *text_map = nullptr;  // rows of the prefix
+  float* actions = nullptr;                                 // [rows, action_dim], both ways
+  // Of raw inputs: tokens, one frame per picture, and the tables of all, of which only what they need is
+  // copied. On the device the frames' pixels follow, straight from whoever holds them.
+  std::int32_t* ids = nullptr;
+  ops::Frame* frames = nullptr;
+  std::byte* tables = nullptr;
+};
+
+struct Workspace {
+  Inputs staged, device;
+  std::uint64_t input_bytes = 0;  // up to the tables
+  std::uint64_t table_bytes = 0, pixel_bytes = 0;
+  // Host staging where inputs are not raw: pictures [pictures, image, image, 3], text [tokens, prefix width].
+  float *staged_pixels = nullptr, *staged_text = nullptr;
+
+  float* pixels = nullptr;  // device
   ops::Count picture_count, vision_rows, text_rows, prefix_rows, suffix_rows;
   ops::Segments picture_segments, prefix_segments, suffix_segments;
 

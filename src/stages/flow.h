@@ -2,15 +2,33 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <string>
 #include <vector>
 
+#include "ops/ops.h"
+
 namespace servoflow::stages {
 
-// One camera picture at model size, valid ones only.
+// One axis of a resampling: `table` as ops::Frame describes it. Empty until it is built.
+struct AxisTable {
+  int in = 0, out = 0, taps = 0;
+  std::vector<std::int32_t> table;
+};
+
+// A frame as the robot sent it, for a network that makes the picture itself.
+struct RawFrame {
+  std::span<const std::uint8_t> bytes;  // borrowed until the inference ends
+  ops::Frame frame;                     // all but its offsets
+  AxisTable columns, rows;
+};
+
+// One camera picture, valid ones only: at model size, or the frame it comes from.
 struct CameraPicture {
   int slot = 0;               // index into the contract's cameras
   std::vector<float> pixels;  // [image, image, 3] in [-1, 1]
+  bool is_raw = false;        // `raw` holds the picture, `pixels` holds nothing of it
+  RawFrame raw;
 };
 
 // What the network gets. Every vector keeps its capacity from one inference to the next.

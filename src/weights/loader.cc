@@ -1,5 +1,9 @@
 #include "weights/loader.h"
 
+#include <algorithm>
+#include <cstring>
+
+#include "core/bf16.h"
 #include "core/status_macros.h"
 #include "ops/host_rows.h"
 
@@ -9,8 +13,9 @@ namespace {
 ops::HostMatrix host_matrix(const TensorData& tensor, const std::string& name) {
   const std::int64_t rows = tensor.shape.rank() > 0 ? tensor.shape[0] : 1;
   const std::int64_t elements = tensor.shape.elements();
-  return {tensor.dtype, static_cast<int>(rows), static_cast<int>(rows > 0 ? elements / rows : 0),
-          tensor.bytes, name};
+  return {
+      tensor.dtype, static_cast<int>(rows), static_cast<int>(rows > 0 ? elements / rows : 0), tensor.bytes,
+      name,         tensor.sequence};
 }
 
 }  // namespace
@@ -21,11 +26,15 @@ void Loader::count(const TensorData& tensor, const std::string& name) {
   if (progress_) progress_(parameters_, total_);
 }
 
+Result<TensorData> Loader::from_source(const std::string& name) const {
+  return backend_.generates() ? source_.describe(name) : source_.get(name);
+}
+
 Result<ops::Weight> Loader::matrix(const std::vector<std::string>& names, const ops::PackOptions& options) {
   std::vector<TensorData> tensors;
   std::vector<ops::HostMatrix> parts;
   for (const std::string& name : names) {
-    SF_ASSIGN_OR_RETURN(TensorData tensor, source_.get(name));
+    SF_ASSIGN_OR_RETURN(TensorData tensor, from_source(name));
     parts.push_back(host_matrix(tensor, name));
     tensors.push_back(std::move(tensor));
   }
@@ -51,6 +60,59 @@ Result<const float*> Loader::vector(const std::vector<std::string>& names) {
   SF_RETURN_IF_ERROR(backend_.finish());
   packed_ += bytes;
   return static_cast<const float*>(device);
+}
+
+namespace {
+
+// Whether a float32 tensor was widened from bfloat16, as published checkpoints are: half of it is zeros.
+bool holds_bf16(std::span<const std::byte> floats) {
+  for (std::size_t i = 0; i < floats.size(); i += 4)
+    if (floats[i] != std::byte{0} || floats[i + 1] != std::byte{0}) return false;
+  return true;
+}
+
+}  // namespace
+
+Result<ops::Matrix> Loader::table(const std::string& name) {
+  SF_ASSIGN_OR_RETURN(const TensorData tensor, from_source(name));
+  const ops::HostMatrix host = host_matrix(tensor, name);
+  const bool narrow = tensor.dtype == DType::kF32 && !host.sequence && holds_bf16(host.bytes);
+  ops::Matrix out{.dtype = tensor.dtype == DType::kBF16 || narrow ? DType::kBF16 : DType::kF32,
+                  .rows = host.rows,
+                  .cols = host.cols,
+                  .pitch = host.cols};
+  const std::uint64_t row_bytes = static_cast<std::uint64_t>(host.cols) * dtype_size(out.dtype);
+  SF_ASSIGN_OR_RETURN(out.data, backend_.allocate(static_cast<std::uint64_t>(host.rows) * row_bytes));
+  if (host.sequence) {
+    backend_.generate(out.data, out.dtype, static_cast<std::uint64_t>(tensor.shape.elements()),
+                      *host.sequence);
+  } else if (out.dtype == tensor.dtype) {
+    backend_.upload(out.data, host.bytes.data(), host.bytes.size());
+  } else {
+    constexpr int kRows = 4096;  // at once
+    const auto cols = static_cast<std::size_t>(host.cols);
+    std::vector<float> values(cols);
+    std::vector<std::byte> rows(kRows * row_bytes);
+    for (int first = 0; first < host.rows; first += kRows) {
+      const int count = std::min(kRows, host.rows - first);
+      for (int r = 0; r < count; ++r) {
+        SF_RETURN_IF_ERROR(ops::read_row(host, first + r, values.data()));
+        std::byte* row = rows.data() + static_cast<std::uint64_t>(r) * row_bytes;
+        if (narrow) {
+          for (std::size_t i = 0; i < cols; ++i) reinterpret_cast<bf16*>(row)[i] = to_bf16(values[i]);
+        } else {
+          std::memcpy(row, values.data(), row_bytes);
+        }
+      }
+      backend_.upload(static_cast<std::byte*>(out.data) + static_cast<std::uint64_t>(first) * row_bytes,
+                      rows.data(), static_cast<std::uint64_t>(count) * row_bytes);
+      SF_RETURN_IF_ERROR(backend_.finish());
+    }
+  }
+  SF_RETURN_IF_ERROR(backend_.finish());
+  packed_ += static_cast<std::uint64_t>(host.rows) * row_bytes;
+  count(tensor, name);
+  return out;
 }
 
 }  // namespace servoflow::weights

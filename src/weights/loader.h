@@ -23,11 +23,16 @@ class Loader {
   Result<const float*> vector(const std::vector<std::string>& names);
   Result<const float*> vector(const std::string& name) { return vector(std::vector<std::string>{name}); }
 
+  // The named tensor [rows, width], dense, in device memory: as bfloat16 if that holds its values, else as
+  // float32.
+  Result<ops::Matrix> table(const std::string& name);
+
   ops::Backend& backend() { return backend_; }
   std::uint64_t parameters() const { return parameters_; }
   std::uint64_t packed_bytes() const { return packed_; }
 
  private:
+  Result<TensorData> from_source(const std::string& name) const;
   void count(const TensorData& tensor, const std::string& name);
 
   ops::Backend& backend_;

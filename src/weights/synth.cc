@@ -59,8 +59,9 @@ bool has_wide() {
 template <typename Out>
 void generate(std::string_view name, const Shape& shape, std::uint64_t seed, std::uint64_t start,
               std::span<Out> out) {
-  const std::uint64_t base = (fnv1a64(name) ^ seed) + start * kStep;
-  const SyntheticRule rule = synthetic_rule(name, shape);
+  const ops::Sequence sequence = synthetic_sequence(name, shape, seed);
+  const std::uint64_t base = sequence.state + start * kStep;
+  const SyntheticRule rule{sequence.amp, sequence.offset};
 #if defined(__x86_64__)
   static const bool wide = has_wide();
   if (wide) return fill_wide(base, rule, out.data(), out.size());
@@ -86,6 +87,11 @@ SyntheticRule synthetic_rule(std::string_view name, const Shape& shape) {
   if (ends_with_any(name, {"layernorm.dense.weight", "norm.dense.weight"}))
     return {static_cast<float>(0.3 * uniform), 0.0f};
   return {static_cast<float>(uniform), 0.0f};
+}
+
+ops::Sequence synthetic_sequence(std::string_view name, const Shape& shape, std::uint64_t seed) {
+  const SyntheticRule rule = synthetic_rule(name, shape);
+  return {fnv1a64(name) ^ seed, rule.amp, rule.offset};
 }
 
 void synthetic_values(std::string_view name, const Shape& shape, std::uint64_t seed, std::uint64_t start,
@@ -120,6 +126,12 @@ Result<TensorData> SyntheticSource::get(const std::string& name) const {
   };
   if (dtype_ == DType::kBF16) return fill(std::make_shared_for_overwrite<bf16[]>(count));
   return fill(std::make_shared_for_overwrite<float[]>(count));
+}
+
+Result<TensorData> SyntheticSource::describe(const std::string& name) const {
+  const auto it = shapes_.find(name);
+  if (it == shapes_.end()) return Status::invalid("tensor \"" + name + "\" is not part of this network");
+  return TensorData{dtype_, it->second, {}, nullptr, synthetic_sequence(name, it->second, seed_)};
 }
 
 Status SyntheticSource::token_rows(std::span<const std::int32_t> ids, std::span<float> out) const {

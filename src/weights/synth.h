@@ -26,6 +26,9 @@ struct SyntheticRule {
 };
 SyntheticRule synthetic_rule(std::string_view name, const Shape& shape);
 
+// The generator's state before element 0, and the rule: what a backend needs to make the tensor itself.
+ops::Sequence synthetic_sequence(std::string_view name, const Shape& shape, std::uint64_t seed);
+
 // Elements [start, start + out.size()) of a tensor.
 void synthetic_values(std::string_view name, const Shape& shape, std::uint64_t seed, std::uint64_t start,
                       std::span<float> out);
@@ -42,6 +45,7 @@ class SyntheticSource : public WeightSource {
 
   bool has(const std::string& name) const override { return shapes_.contains(name); }
   Result<TensorData> get(const std::string& name) const override;
+  Result<TensorData> describe(const std::string& name) const override;
   void release(const std::string&) const override {}
   Status token_rows(std::span<const std::int32_t> ids, std::span<float> out) const override;
   std::string stored_dtype() const override { return dtype_ == DType::kBF16 ? "BF16" : "F32"; }

@@ -158,5 +158,26 @@ TEST(Synth, SourceKnowsTheManifest) {
   EXPECT_FALSE(source.get("state_proj.weight").ok());
 }
 
+TEST(Synthetic, DescribesWhatItWouldMake) {
+  const SyntheticSource source(tiny_architecture(), 9, DType::kF32);
+  const std::string name = kTokenTable;
+  const auto made = source.get(name), described = source.describe(name);
+  ASSERT_TRUE(made.ok() && described.ok());
+  EXPECT_TRUE(described->bytes.empty());
+  EXPECT_EQ(described->shape, made->shape);
+  ASSERT_TRUE(described->sequence);
+  const ops::Sequence s = *described->sequence;
+  const auto* values = reinterpret_cast<const float*>(made->bytes.data());
+  for (std::uint64_t i = 0; i < 1000; ++i) {
+    std::uint64_t z = s.state + (i + 1) * 0x9E3779B97F4A7C15u;
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
+    z ^= z >> 31;
+    const float u = static_cast<float>(z >> 40) * 0x1p-24f;
+    EXPECT_EQ(values[i], s.offset + s.amp * (2 * u - 1));
+  }
+  EXPECT_FALSE(source.describe("no such tensor").ok());
+}
+
 }  // namespace
 }  // namespace servoflow::weights

@@ -7,11 +7,13 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 
 #include "core/dtype.h"
 #include "core/shape.h"
+#include "ops/backend.h"
 #include "servoflow/status.h"
 
 namespace servoflow::weights {
@@ -24,6 +26,7 @@ struct TensorData {
   Shape shape;
   std::span<const std::byte> bytes;  // may be unaligned
   std::shared_ptr<const void> owner;
+  std::optional<ops::Sequence> sequence = {};  // instead of bytes (WeightSource::describe)
 };
 
 class WeightSource {
@@ -32,6 +35,8 @@ class WeightSource {
   virtual bool has(const std::string& name) const = 0;
   // Thread-safe. Fails for a name the manifest does not know.
   virtual Result<TensorData> get(const std::string& name) const = 0;
+  // The same for a backend that generates: a generated tensor comes as its sequence, without bytes.
+  virtual Result<TensorData> describe(const std::string& name) const { return get(name); }
   // The tensor's pages will not be read again (a hint; no-op for generated data).
   virtual void release(const std::string& name) const = 0;
   // Rows of the token table as float32, each `width` wide, into `out` [ids.size(), width]. Ids outside the

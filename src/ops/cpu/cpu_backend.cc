@@ -138,6 +138,8 @@ void CpuBackend::for_rows(int rows, int rows_per_task, Body body) {
       tasks, [&](int task, int) { body(task * rows_per_task, std::min(rows, (task + 1) * rows_per_task)); });
 }
 
+void CpuBackend::do_letterbox(const Letterbox& op) { letterbox_rows(op, valid(op.pictures)); }
+
 void CpuBackend::do_patch_rows(const PatchRows& op) {
   const zones::Zone zone("vision/patches");
   const int grid = op.image / op.patch, p = op.patch;
@@ -163,9 +165,14 @@ void CpuBackend::do_scale_rows(const ScaleRows& op) {
   const zones::Zone zone("prefix/embed");
   for_rows(valid(op.rows), 64, [&](int first, int last) {
     for (int i = first; i < last; ++i) {
-      const std::int64_t to = op.row_map != nullptr ? op.row_map[i] : i;
-      store_scaled(static_cast<const float*>(op.x.data) + i * op.x.pitch, op.x.cols, op.scale,
-                   static_cast<float*>(op.y.data) + to * op.y.pitch, DType::kF32);
+      const std::int64_t from = op.ids != nullptr ? op.ids[i] : i;
+      float* to = static_cast<float*>(op.y.data) + (op.row_map != nullptr ? op.row_map[i] : i) * op.y.pitch;
+      if (op.x.dtype == DType::kF32) {
+        store_scaled(static_cast<const float*>(op.x.data) + from * op.x.pitch, op.x.cols, op.scale, to,
+                     DType::kF32);
+      } else {
+        scale_row(op.x, from, op.scale, to);
+      }
     }
   });
 }

@@ -52,6 +52,7 @@ class CpuBackend : public Backend {
                   std::span<float> v) override;
 
  protected:
+  void do_letterbox(const Letterbox& op) override;
   void do_patch_rows(const PatchRows& op) override;
   void do_scale_rows(const ScaleRows& op) override;
   void do_matmul(const Matmul& op) override;

@@ -112,11 +112,13 @@ std::uint64_t CudaBackend::cache_bytes(const KvCache& c) const {
          static_cast<std::uint64_t>(c.head_dim) * dtype_size(c.dtype);
 }
 
-// Many weights share a block; every address is a multiple of 256.
+// Many weights share a block, and what is left of each is offered to all that come later: weights are of a
+// few sizes, so that little stays empty. Every address is a multiple of 256.
 Result<void*> CudaBackend::allocate(std::uint64_t bytes) {
   select();
   bytes = round_up(std::max<std::uint64_t>(bytes, 1), 256);
-  if (bytes > arena_left_) {
+  auto room = std::find_if(rooms_.begin(), rooms_.end(), [&](const Room& r) { return r.left >= bytes; });
+  if (room == rooms_.end()) {
     const std::uint64_t size = std::max(bytes, kArenaBlock);
     void* block = nullptr;
     if (const cudaError_t e = cudaMalloc(&block, size); e != cudaSuccess) {
@@ -130,12 +132,11 @@ Result<void*> CudaBackend::allocate(std::uint64_t bytes) {
     blocks_.push_back(block);
     if (const cudaError_t e = cudaMemsetAsync(block, 0, size, stream_.stream); e != cudaSuccess)
       return cuda_error(e, "cudaMemset");
-    arena_ = static_cast<char*>(block);
-    arena_left_ = size;
+    room = rooms_.insert(rooms_.end(), {static_cast<char*>(block), size});
   }
-  void* out = arena_;
-  arena_ += bytes;
-  arena_left_ -= bytes;
+  void* out = room->next;
+  room->next += bytes;
+  room->left -= bytes;
   return out;
 }
 
@@ -197,6 +198,15 @@ Result<Weight> CudaBackend::pack(std::span<const HostMatrix> parts, const PackOp
     for (int row = 0; row < part.rows; row += at_once, turn ^= 1) {
       const int count = std::min(at_once, part.rows - row);
       const std::uint64_t bytes = static_cast<std::uint64_t>(count) * row_bytes;
+      if (part.sequence) {
+        const auto cols = static_cast<std::uint64_t>(part.cols);
+        ok(fill_sequence(stream_.stream, *part.sequence, static_cast<std::uint64_t>(row) * cols,
+                         static_cast<std::uint64_t>(count) * cols, part.dtype, landing_[turn]),
+           "generating");
+        ok(pack_rows(stream_.stream, landing_[turn], part.dtype, count, first + row, w, data, bad_),
+           "packing");
+        continue;
+      }
       if (!ok(cudaEventSynchronize(staged_[turn]), "copying weights")) return finish();
       std::memcpy(staging_[turn], part.bytes.data() + static_cast<std::uint64_t>(row) * row_bytes, bytes);
       ok(cudaMemcpyAsync(landing_[turn], staging_[turn], bytes, cudaMemcpyHostToDevice, stream_.stream),
@@ -212,10 +222,17 @@ Result<Weight> CudaBackend::pack(std::span<const HostMatrix> parts, const PackOp
   if (bad != 0) {  // find the culprit by name, slowly
     std::vector<float> values(static_cast<std::size_t>(w.k));
     for (const HostMatrix& part : parts)
-      for (int r = 0; r < part.rows; ++r) SF_RETURN_IF_ERROR(read_row(part, r, values.data()));
+      for (int r = 0; r < part.rows && !part.sequence; ++r)
+        SF_RETURN_IF_ERROR(read_row(part, r, values.data()));
     return Status::invalid(parts[0].name + ": a value overflows bf16");
   }
   return out;
+}
+
+void CudaBackend::generate(void* device, DType dtype, std::uint64_t count, const Sequence& sequence) {
+  if (failed() || count == 0) return;
+  select();
+  ok(fill_sequence(stream_.stream, sequence, 0, count, dtype, device), "generating");
 }
 
 void CudaBackend::upload(void* device, const void* host, std::size_t bytes) {
@@ -232,6 +249,23 @@ void CudaBackend::download(void* host, const void* device, std::size_t bytes) {
     ok(cudaStreamSynchronize(stream_.stream), "download");
 }
 
+void CudaBackend::copy(void* to, const void* from, std::size_t bytes) {
+  if (failed() || bytes == 0) return;
+  select();
+  ok(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream_.stream), "copy");
+}
+
+std::optional<DeviceState> CudaBackend::device_state() const {
+  select();
+  DeviceState state;
+  char bus[32] = {};
+  std::size_t available = 0, total = 0;
+  if (cudaDeviceGetPCIBusId(bus, sizeof(bus), ordinal_) != cudaSuccess ||
+      cudaMemGetInfo(&available, &total) != cudaSuccess)
+    return {};
+  return DeviceState{bus, total, available};
+}
+
 Status CudaBackend::wait() {
   select();
   if (const cudaError_t e = cudaStreamSynchronize(stream_.stream); e != cudaSuccess) {
@@ -245,10 +279,12 @@ Status CudaBackend::wait() {
   return {};
 }
 
-void CudaBackend::replay(std::uint64_t key, const std::function<void()>& body) {
+void CudaBackend::replay(std::uint64_t key, const std::function<void()>& feed,
+                         const std::function<void()>& body) {
   if (failed()) return;
   select();
-  auto found = graphs_.find(key);
+  feed();
+  const auto found = graphs_.find(key);
   if (found == graphs_.end()) {
     // Run once for real: it loads the kernels and sizes the scratch memory, which recording must not do.
     body();
@@ -271,10 +307,13 @@ void CudaBackend::replay(std::uint64_t key, const std::function<void()>& body) {
       cudaGraphExecDestroy(graphs_.begin()->second);
       graphs_.erase(graphs_.begin());
     }
-    found = graphs_.emplace(key, executable).first;
+    graphs_.emplace(key, executable);
+    return;  // this call has run already
   }
   ok(cudaGraphLaunch(found->second, stream_.stream), "launching the graph");
 }
+
+void CudaBackend::do_letterbox(const Letterbox& op) { ok(cuda::letterbox(stream_, op), "letterbox"); }
 
 void CudaBackend::mark(int i) {
   if (failed()) return;
@@ -325,6 +364,11 @@ void CudaBackend::read_cache(const KvCache& c, int layer, int slot, int rows, st
 namespace servoflow::ops {
 
 bool cuda_is_built() { return true; }
+
+int cuda_device_count() {
+  int devices = 0;
+  return cudaGetDeviceCount(&devices) == cudaSuccess ? devices : 0;
+}
 
 Result<std::unique_ptr<Backend>> make_cuda_backend(const std::string& precision, int ordinal) {
   return make_cuda_backend(precision, ordinal, CudaPath::kBest);

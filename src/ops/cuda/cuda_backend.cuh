@@ -23,6 +23,7 @@ class CudaBackend : public Backend {
 
   std::string name() const override { return name_; }
   std::string hardware() const override { return hardware_; }
+  std::optional<DeviceState> device_state() const override;
   std::string device() const override { return "cuda:" + std::to_string(ordinal_); }
   DType activation_dtype() const override { return half_ ? DType::kBF16 : DType::kF32; }
   std::int64_t pitch(int cols, DType dtype) const override;
@@ -32,12 +33,17 @@ class CudaBackend : public Backend {
   Result<void*> allocate(std::uint64_t bytes) override;
   Result<void*> allocate_staging(std::uint64_t bytes) override;
   Result<Weight> pack(std::span<const HostMatrix> parts, const PackOptions& options) override;
+  bool generates() const override { return true; }
+  void generate(void* device, DType dtype, std::uint64_t count, const Sequence& sequence) override;
   void upload(void* device, const void* host, std::size_t bytes) override;
   void download(void* host, const void* device, std::size_t bytes) override;
+  void copy(void* to, const void* from, std::size_t bytes) override;
   void read_cache(const KvCache& cache, int layer, int slot, int rows, std::span<float> k,
                   std::span<float> v) override;
   bool records() const override { return true; }
-  void replay(std::uint64_t key, const std::function<void()>& body) override;
+  bool takes_raw_inputs() const override { return true; }
+  void replay(std::uint64_t key, const std::function<void()>& feed,
+              const std::function<void()>& body) override;
   void mark(int i) override;
   double elapsed(int i, int j) override;
 
@@ -49,6 +55,7 @@ class CudaBackend : public Backend {
 
  protected:
   Status wait() override;
+  void do_letterbox(const Letterbox& op) override;
   void do_patch_rows(const PatchRows& op) override;
   void do_scale_rows(const ScaleRows& op) override;
   void do_matmul(const Matmul& op) override;
@@ -98,10 +105,13 @@ class CudaBackend : public Backend {
   std::string name_, hardware_;
   Stream stream_;
   std::vector<void*> blocks_, pinned_;
-  char* arena_ = nullptr;
-  std::uint64_t arena_left_ = 0;
-  void* staging_[2] = {};  // pinned, for packing
-  void* landing_[2] = {};  // their copies on the device
+  struct Room {
+    char* next = nullptr;
+    std::uint64_t left = 0;
+  };
+  std::vector<Room> rooms_;  // the rest of each block
+  void* staging_[2] = {};    // pinned, for packing
+  void* landing_[2] = {};    // their copies on the device
   cudaEvent_t staged_[2] = {};
   int* bad_ = nullptr;
   std::unordered_map<const void*, WeightLayout> layouts_;

@@ -28,9 +28,9 @@ TEST_P(Ops, ReplaysWhatItRecorded) {
   const auto values = normal(rows * width, 5);
   void* staged = *device.b->allocate_staging(values.size() * sizeof(float));
   const Matrix x = device.matrix(rows, width, DType::kF32), y = device.matrix(rows, width, DType::kF32);
+  const auto feed = [&] { device.b->upload(x.data, staged, values.size() * sizeof(float)); };
   const auto body = [&] {
     device.b->mark(0);
-    device.b->upload(x.data, staged, values.size() * sizeof(float));
     device.b->scale_rows({.x = x, .y = y, .rows = {rows}, .scale = 2});
     device.b->mark(1);
   };
@@ -38,12 +38,46 @@ TEST_P(Ops, ReplaysWhatItRecorded) {
     std::vector<float> now(values.size());
     for (std::size_t i = 0; i < now.size(); ++i) now[i] = values[i] * static_cast<float>(turn);
     std::memcpy(staged, now.data(), now.size() * sizeof(float));
-    device.b->replay(7, body);
+    device.b->replay(7, feed, body);
     const Status status = device.b->finish();
     ASSERT_TRUE(status.ok()) << status.message();
     EXPECT_GT(device.b->elapsed(0, 1), 0);
     const std::vector<float> got = device.get(y, rows);
     for (std::size_t i = 0; i < got.size(); ++i) ASSERT_EQ(got[i], 2 * now[i]) << "turn " << turn;
+  }
+}
+
+// What a generated matrix is, is a matter of its bytes: those of weights/synth.h, here for one seed.
+TEST_P(Ops, GeneratesWhatTheHostWould) {
+  ASSERT_TRUE(device.b->generates());
+  const int n = 300, k = 70;
+  const Sequence sequence{0x0123456789ABCDEFu, 0.3f, -0.1f};
+  std::vector<float> values;
+  for (std::uint64_t i = 0; i < static_cast<std::uint64_t>(n) * k; ++i) {
+    std::uint64_t z = sequence.state + (i + 1) * 0x9E3779B97F4A7C15u;
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
+    z ^= z >> 31;
+    const float u = static_cast<float>(static_cast<std::int32_t>(z >> 40)) * 0x1p-24f;
+    values.push_back(sequence.offset + sequence.amp * (u * 2.0f - 1.0f));
+  }
+  for (const DType dtype : {DType::kF32, DType::kBF16}) {
+    std::vector<float> want = values;
+    if (dtype == DType::kBF16)
+      for (float& v : want) v = to_float(to_bf16(v));
+    Matrix made = device.matrix(1, n * k, dtype);
+    device.b->generate(made.data, dtype, static_cast<std::uint64_t>(n) * k, sequence);
+    EXPECT_EQ(device.get(made, 1), want);
+    // Packed, it is what a matrix that came in bytes is.
+    const std::vector<HostMatrix> parts = {{dtype, n, k, {}, "made", sequence}};
+    const auto packed = device.b->pack(parts, {});
+    ASSERT_TRUE(packed.ok()) << packed.status().message();
+    const Weight sent = device.weight({want}, k, PackMode::kConcat, dtype);
+    const Matrix x = device.put(normal(5 * k, 3), 5, k, act()), y = device.matrix(5, n, DType::kF32),
+                 z = device.matrix(5, n, DType::kF32);
+    device.b->matmul({.x = x, .w = &*packed, .y = y, .rows = {5}});
+    device.b->matmul({.x = x, .w = &sent, .y = z, .rows = {5}});
+    EXPECT_EQ(device.get(y, 5), device.get(z, 5));
   }
 }
 

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "ops/backend.h"
 #include "ops/cuda/epilogue.cuh"
 #include "ops/cuda/launch.h"
 
@@ -27,6 +28,7 @@ struct NextNorm {
 // Success if this build holds machine code for the current device.
 cudaError_t kernels_run_here();
 
+cudaError_t letterbox(const Stream& s, const Letterbox& op);
 cudaError_t patch_rows(const Stream& s, const PatchRows& op);
 cudaError_t scale_rows(const Stream& s, const ScaleRows& op);
 // y = bf16(x), x float32.
@@ -51,6 +53,10 @@ cudaError_t euler_step(const Stream& s, const EulerStep& op);
 // first … first + rows - 1. A value that is not finite, or stops being so, sets *bad.
 cudaError_t pack_rows(cudaStream_t stream, const void* from, DType dtype, int rows, int first,
                       const WeightLayout& layout, void* to, int* bad);
+
+// Elements first … first + count - 1 of a sequence, float32 or bfloat16.
+cudaError_t fill_sequence(cudaStream_t stream, const Sequence& sequence, std::uint64_t first,
+                          std::uint64_t count, DType dtype, void* to);
 
 // y = epilogue(x · Wᵀ), one float32 sum per element in order of k. For any shape and dtype, without tensor
 // cores; never split.

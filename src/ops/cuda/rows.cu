@@ -29,10 +29,12 @@ __global__ void scale_rows_kernel(ScaleRows op) {
   release_successor();
   const int row = static_cast<int>(blockIdx.x);
   if (row >= valid(op.rows)) return;
-  const float* x = static_cast<const float*>(op.x.data) + row * op.x.pitch;
+  const std::int64_t from = static_cast<std::int64_t>(op.ids != nullptr ? op.ids[row] : row) * op.x.pitch;
   float* y = static_cast<float*>(op.y.data) +
              static_cast<std::int64_t>(op.row_map != nullptr ? op.row_map[row] : row) * op.y.pitch;
-  for (int c = static_cast<int>(threadIdx.x); c < op.x.cols; c += kThreads) y[c] = x[c] * op.scale;
+  const bool f32 = op.x.dtype == DType::kF32;
+  for (int c = static_cast<int>(threadIdx.x); c < op.x.cols; c += kThreads)
+    y[c] = load_element(op.x.data, f32, from + c) * op.scale;
 }
 
 __global__ void round_rows_kernel(Matrix x, Matrix y, Count rows) {

@@ -74,7 +74,12 @@ class ReferenceBackend : public Backend {
     (void)rows;
   }
 
+  // So that the way of raw inputs runs, and is tested, where there is no GPU.
+  bool takes_raw_inputs() const override { return true; }
+
  protected:
+  void do_letterbox(const Letterbox& op) override { letterbox_rows(op, valid(op.pictures)); }
+
   void do_patch_rows(const PatchRows& op) override {
     const int grid = op.image / op.patch, p = op.patch;
     for (int picture = 0; picture < valid(op.pictures); ++picture)
@@ -92,10 +97,9 @@ class ReferenceBackend : public Backend {
   }
 
   void do_scale_rows(const ScaleRows& op) override {
-    for (int i = 0; i < valid(op.rows); ++i) {
-      float* y = row(op.y, op.row_map != nullptr ? op.row_map[i] : i);
-      for (int c = 0; c < op.x.cols; ++c) y[c] = row(op.x, i)[c] * op.scale;
-    }
+    for (int i = 0; i < valid(op.rows); ++i)
+      scale_row(op.x, op.ids != nullptr ? op.ids[i] : i, op.scale,
+                row(op.y, op.row_map != nullptr ? op.row_map[i] : i));
   }
 
   void do_matmul(const Matmul& op) override {

@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "core/status_macros.h"
+#include "weights/manifest.h"
 
 namespace servoflow::stages {
 
@@ -28,15 +29,19 @@ Result<Prefix> Prefix::load(weights::Loader& loader, const weights::Architecture
     }
     p.layers_.push_back(w);
   }
+  if (loader.backend().takes_raw_inputs()) {
+    SF_ASSIGN_OR_RETURN(p.table_, loader.table(weights::kTokenTable));
+  }
   return p;
 }
 
 void Prefix::embed(ops::Backend& backend, const PrefixRun& run) const {
-  backend.scale_rows({.x = run.text,
+  backend.scale_rows({.x = run.ids != nullptr ? table_ : run.text,
                       .y = run.x,
                       .rows = run.text_rows,
                       .scale = static_cast<float>(std::sqrt(static_cast<double>(sizes_.width))),
-                      .row_map = run.text_map});
+                      .row_map = run.text_map,
+                      .ids = run.ids});
 }
 
 void Prefix::run(ops::Backend& backend, const PrefixRun& run) const {

@@ -10,7 +10,8 @@
 namespace servoflow::stages {
 
 struct PrefixRun {
-  ops::Matrix text;  // token rows as gathered, [tokens, width] float32
+  ops::Matrix text;                   // token rows as gathered, [tokens, width] float32; or
+  const std::int32_t* ids = nullptr;  // device, [tokens]: rows of the table on the device
   ops::Count text_rows;
   const std::int32_t* text_map = nullptr;  // row of x for each token
   ops::Matrix x;                           // [rows, width] float32; image tokens are already there
@@ -32,6 +33,7 @@ class Prefix {
  private:
   weights::GemmaSizes sizes_;
   std::vector<ops::GemmaWeights> layers_;
+  ops::Matrix table_;  // where the backend takes ids
 };
 
 }  // namespace servoflow::stages

@@ -138,6 +138,14 @@ Status Preprocessor::read_images(const Observation& observation, ModelInput& out
 Status Preprocessor::read_image(const ImageView& view, const contract::CameraSlot& camera,
                                 CameraPicture& picture) {
   const int size = options_.image_size;
+  picture.is_raw = options_.raw_frames && view.layout != ImageLayout::kEncoded &&
+                   Letterbox::fits_device(view.width, view.height);
+  if (picture.is_raw) {
+    const bool planes = view.layout == ImageLayout::kCHW;
+    const Status described =
+        letterbox_.describe(view.bytes, view.width, view.height, planes, size, picture.raw);
+    return described.ok() ? described : described.with_context("image \"" + camera.key + "\"");
+  }
   picture.pixels.resize(std::size_t{3} * size * size);
   std::span<const std::uint8_t> rgb = view.bytes;
   int width = view.width, height = view.height;

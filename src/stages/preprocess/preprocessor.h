@@ -21,6 +21,7 @@ struct PreprocessOptions {
   std::string tokenizer_path;  // SentencePiece model; empty: only Observation::tokens are accepted
   int vocab = 257152;          // rows of the model's token table
   int max_tokens = 200;        // the model's own limit; a contract that asks for more is refused
+  bool raw_frames = false;     // the network letterboxes: frames go on as they are, where they fit
   std::string tokenizer_hint;  // told to whoever sends a prompt without a tokenizer: where one was looked for
 };
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <cmath>
 #include <cstring>
 
@@ -13,7 +14,7 @@ namespace {
 // A policy sees a handful of frame sizes; the limit only keeps a stream of ever-changing ones from filling
 // memory.
 constexpr std::size_t kMaxCachedAxes = 32;
-constexpr int kFractionBits = 22;  // Pillow's: 32 bits less 8 of the pixel and 2 of headroom
+constexpr int kFractionBits = ops::kResamplingBits;  // Pillow's: 32 bits less 8 of a pixel and 2 of headroom
 constexpr std::int32_t kHalf = std::int32_t{1} << (kFractionBits - 1);
 
 // Each of the 256 pixel values in float32, by the references' own operations: x / 255, or x / 255 * 2 - 1.
@@ -52,6 +53,52 @@ Status check_frame(std::size_t bytes, int width, int height, int size) {
   return Status::ok_status();
 }
 
+// Output i is a weighted sum of inputs first[i] … first[i] + second[i] - 1.
+void build_pillow(AxisTable& axis) {
+  const double scale = static_cast<double>(axis.in) / axis.out;
+  const double filter_scale = std::max(scale, 1.0);
+  const double support = filter_scale;  // the triangle's radius is 1
+  axis.taps = static_cast<int>(std::ceil(support)) * 2 + 1;
+  axis.table.assign(static_cast<std::size_t>(axis.out) * (2 + axis.taps), 0);
+  std::int32_t *first = axis.table.data(), *second = first + axis.out, *weights = second + axis.out;
+  std::vector<double> weight(axis.taps);
+  const double inverse = 1.0 / filter_scale;
+  for (int i = 0; i < axis.out; ++i, weights += axis.taps) {
+    const double center = (i + 0.5) * scale;
+    const int low = std::max(static_cast<int>(center - support + 0.5), 0);
+    const int high = std::min(static_cast<int>(center + support + 0.5), axis.in);
+    double total = 0;
+    for (int k = low; k < high; ++k) {
+      const double distance = std::abs((k - center + 0.5) * inverse);
+      weight[k - low] = distance < 1.0 ? 1.0 - distance : 0.0;
+      total += weight[k - low];
+    }
+    first[i] = low;
+    second[i] = high - low;
+    for (int k = 0; k < high - low; ++k) {
+      const double normalized = total != 0 ? weight[k] / total : weight[k];
+      weights[k] = static_cast<std::int32_t>(0.5 + normalized * (1 << kFractionBits));
+    }
+  }
+}
+
+// Output i is (1 - weight[i]) * in[first[i]] + weight[i] * in[second[i]].
+void build_torch(AxisTable& axis) {
+  const float scale = static_cast<float>(axis.in) / static_cast<float>(axis.out);
+  axis.taps = 1;
+  axis.table.resize(static_cast<std::size_t>(axis.out) * 3);
+  std::int32_t *first = axis.table.data(), *second = first + axis.out, *weights = second + axis.out;
+  for (int i = 0; i < axis.out; ++i) {
+    // torch is compiled with this multiplication and subtraction fused; unfused ones are 2e-6 away from it.
+    const float x = std::max(std::fma(scale, static_cast<float>(i) + 0.5f, -0.5f), 0.0f);
+    const int low = std::min(static_cast<int>(x), axis.in - 1);
+    first[i] = low;
+    second[i] = std::min(low + 1, axis.in - 1);
+    weights[i] = std::bit_cast<std::int32_t>(
+        axis.in == axis.out ? 0.0f : std::clamp(x - static_cast<float>(low), 0.0f, 1.0f));
+  }
+}
+
 }  // namespace
 
 Result<Placement> fit(int width, int height, int size) {
@@ -70,67 +117,24 @@ Result<Placement> fit(int width, int height, int size) {
   return place;
 }
 
-template <typename Axis>
-Axis& Letterbox::Cache<Axis>::get(int in, int out) {
-  for (const auto& axis : axes) {
+const AxisTable& Letterbox::axis(int in, int out) {
+  for (const auto& axis : cache_.axes) {
     if (axis->in == in && axis->out == out) return *axis;
   }
-  if (axes.size() < kMaxCachedAxes) {
-    axes.push_back(std::make_unique<Axis>());
-    next = axes.size() - 1;
+  if (cache_.axes.size() < kMaxCachedAxes) {
+    cache_.axes.push_back(std::make_unique<AxisTable>());
+    cache_.next = cache_.axes.size() - 1;
   } else {
-    next = (next + 1) % kMaxCachedAxes;
+    cache_.next = (cache_.next + 1) % kMaxCachedAxes;
   }
-  Axis& axis = *axes[next];
+  AxisTable& axis = *cache_.axes[cache_.next];
   axis.in = in;
   axis.out = out;
-  build(axis);
+  if (mode_ == contract::Resize::kPillow)
+    build_pillow(axis);
+  else
+    build_torch(axis);
   return axis;
-}
-
-void Letterbox::build(PillowAxis& axis) {
-  const double scale = static_cast<double>(axis.in) / axis.out;
-  const double filter_scale = std::max(scale, 1.0);
-  const double support = filter_scale;  // the triangle's radius is 1
-  axis.taps = static_cast<int>(std::ceil(support)) * 2 + 1;
-  axis.first.assign(axis.out, 0);
-  axis.count.assign(axis.out, 0);
-  axis.weights.assign(static_cast<std::size_t>(axis.out) * axis.taps, 0);
-  std::vector<double> weight(axis.taps);
-  const double inverse = 1.0 / filter_scale;
-  for (int i = 0; i < axis.out; ++i) {
-    const double center = (i + 0.5) * scale;
-    const int low = std::max(static_cast<int>(center - support + 0.5), 0);
-    const int high = std::min(static_cast<int>(center + support + 0.5), axis.in);
-    double total = 0;
-    for (int k = low; k < high; ++k) {
-      const double distance = std::abs((k - center + 0.5) * inverse);
-      weight[k - low] = distance < 1.0 ? 1.0 - distance : 0.0;
-      total += weight[k - low];
-    }
-    axis.first[i] = low;
-    axis.count[i] = high - low;
-    for (int k = 0; k < high - low; ++k) {
-      const double normalized = total != 0 ? weight[k] / total : weight[k];
-      axis.weights[static_cast<std::size_t>(i) * axis.taps + k] =
-          static_cast<std::int32_t>(0.5 + normalized * (1 << kFractionBits));
-    }
-  }
-}
-
-void Letterbox::build(TorchAxis& axis) {
-  const float scale = static_cast<float>(axis.in) / static_cast<float>(axis.out);
-  axis.low.resize(axis.out);
-  axis.high.resize(axis.out);
-  axis.fraction.resize(axis.out);
-  for (int i = 0; i < axis.out; ++i) {
-    // torch is compiled with this multiplication and subtraction fused; unfused ones are 2e-6 away from it.
-    const float x = std::max(std::fma(scale, static_cast<float>(i) + 0.5f, -0.5f), 0.0f);
-    const int low = std::min(static_cast<int>(x), axis.in - 1);
-    axis.low[i] = low;
-    axis.high[i] = std::min(low + 1, axis.in - 1);
-    axis.fraction[i] = axis.in == axis.out ? 0.0f : std::clamp(x - static_cast<float>(low), 0.0f, 1.0f);
-  }
 }
 
 Letterbox::Letterbox(contract::Resize mode) : mode_(mode) {}
@@ -139,16 +143,17 @@ void Letterbox::resize_pillow(const std::uint8_t* rgb, int width, int height, co
                               int size, std::uint8_t* out) {
   const std::uint8_t* rows = rgb;  // [height, place.width, 3] after the horizontal pass
   if (place.width != width) {
-    const PillowAxis& axis = pillow_.get(width, place.width);
+    const AxisTable& axis = this->axis(width, place.width);
+    const std::int32_t *first = axis.table.data(), *count = first + axis.out;
     narrow_.resize(std::size_t{3} * place.width * height);
     std::uint8_t* target = narrow_.data();
     for (int y = 0; y < height; ++y) {
       const std::uint8_t* row = rgb + std::size_t{3} * width * y;
-      const std::int32_t* weights = axis.weights.data();
+      const std::int32_t* weights = count + axis.out;
       for (int x = 0; x < place.width; ++x, weights += axis.taps, target += 3) {
-        const std::uint8_t* pixel = row + 3 * axis.first[x];
+        const std::uint8_t* pixel = row + 3 * first[x];
         std::int32_t r = kHalf, g = kHalf, b = kHalf;
-        for (int k = 0; k < axis.count[x]; ++k, pixel += 3) {
+        for (int k = 0; k < count[x]; ++k, pixel += 3) {
           r += pixel[0] * weights[k];
           g += pixel[1] * weights[k];
           b += pixel[2] * weights[k];
@@ -168,14 +173,15 @@ void Letterbox::resize_pillow(const std::uint8_t* rgb, int width, int height, co
       std::memcpy(target, rows + stride * y, stride);
     return;
   }
-  const PillowAxis& axis = pillow_.get(height, place.height);
+  const AxisTable& axis = this->axis(height, place.height);
+  const std::int32_t *first = axis.table.data(), *count = first + axis.out;
   sums_.resize(stride);
   for (int y = 0; y < place.height; ++y, target += std::size_t{3} * size) {
-    const std::int32_t* weights = axis.weights.data() + static_cast<std::size_t>(y) * axis.taps;
+    const std::int32_t* weights = count + axis.out + static_cast<std::size_t>(y) * axis.taps;
     std::int32_t* sums = sums_.data();
     std::fill(sums_.begin(), sums_.end(), kHalf);
-    for (int k = 0; k < axis.count[y]; ++k) {
-      const std::uint8_t* row = rows + stride * (axis.first[y] + k);
+    for (int k = 0; k < count[y]; ++k) {
+      const std::uint8_t* row = rows + stride * (first[y] + k);
       const std::int32_t weight = weights[k];
       for (std::size_t x = 0; x < stride; ++x) sums[x] += row[x] * weight;
     }
@@ -187,17 +193,20 @@ void Letterbox::resize_torch(const std::uint8_t* rgb, int width, int height, con
                              float* out) {
   const bool openpi = mode_ == contract::Resize::kOpenpiFloat;
   const std::array<float, 256>& table = openpi ? pixel_tables().symmetric : pixel_tables().unit;
-  const TorchAxis& columns = torch_.get(width, place.width);
-  const TorchAxis& rows = torch_.get(height, place.height);
+  const AxisTable& columns = axis(width, place.width);
+  const AxisTable& rows = axis(height, place.height);
+  const std::int32_t *x_low = columns.table.data(), *x_high = x_low + columns.out,
+                     *x_fraction = x_high + columns.out;
+  const std::int32_t *y_low = rows.table.data(), *y_high = y_low + rows.out, *y_fraction = y_high + rows.out;
   std::fill(out, out + std::size_t{3} * size * size, -1.0f);  // lerobot's border of 0 becomes -1 as well
   for (int y = 0; y < place.height; ++y) {
-    const std::uint8_t* upper = rgb + std::size_t{3} * width * rows.low[y];
-    const std::uint8_t* lower = rgb + std::size_t{3} * width * rows.high[y];
-    const float down = rows.fraction[y], up = 1.0f - down;
+    const std::uint8_t* upper = rgb + std::size_t{3} * width * y_low[y];
+    const std::uint8_t* lower = rgb + std::size_t{3} * width * y_high[y];
+    const float down = std::bit_cast<float>(y_fraction[y]), up = 1.0f - down;
     float* target = out + (std::size_t{3} * size * (place.top + y) + 3 * place.left);
     for (int x = 0; x < place.width; ++x) {
-      const int low = 3 * columns.low[x], high = 3 * columns.high[x];
-      const float right = columns.fraction[x], left = 1.0f - right;
+      const int low = 3 * x_low[x], high = 3 * x_high[x];
+      const float right = std::bit_cast<float>(x_fraction[x]), left = 1.0f - right;
       for (int c = 0; c < 3; ++c) {
         const float top = table[upper[low + c]] * left + table[upper[high + c]] * right;
         const float bottom = table[lower[low + c]] * left + table[lower[high + c]] * right;
@@ -241,6 +250,39 @@ Status Letterbox::run(std::span<const std::uint8_t> rgb, int width, int height, 
   }
   const std::array<float, 256>& table = pixel_tables().symmetric;
   for (std::size_t i = 0; i < source.size(); ++i) pixels[i] = table[source[i]];
+  return Status::ok_status();
+}
+
+bool Letterbox::fits_device(int width, int height) {
+  return width > 0 && height > 0 && width <= ops::kMaxFrameSide && height <= ops::kMaxFrameSide &&
+         std::uint64_t{3} * static_cast<std::uint64_t>(width) * static_cast<std::uint64_t>(height) <=
+             ops::kMaxFrameBytes;
+}
+
+Status Letterbox::describe(std::span<const std::uint8_t> bytes, int width, int height, bool planes, int size,
+                           RawFrame& out) {
+  SF_RETURN_IF_ERROR(check_frame(bytes.size(), width, height, size));
+  // A frame that is at model size already goes the same way: its weights are 1 and 0.
+  SF_ASSIGN_OR_RETURN(const Placement place, fit(width, height, size));
+  const ops::Resampling kind = mode_ == contract::Resize::kPillow        ? ops::Resampling::kFixedPoint
+                               : mode_ == contract::Resize::kOpenpiFloat ? ops::Resampling::kSymmetric
+                                                                         : ops::Resampling::kUnit;
+  const auto take = [&](AxisTable& to, int from, int count) {
+    if (to.in != from || to.out != count || out.frame.resampling != kind) to = axis(from, count);
+  };
+  take(out.columns, width, place.width);
+  take(out.rows, height, place.height);
+  out.bytes = bytes;
+  out.frame = {.resampling = kind,
+               .width = width,
+               .height = height,
+               .planes = planes ? 1 : 0,
+               .left = place.left,
+               .top = place.top,
+               .columns = place.width,
+               .rows = place.height,
+               .column_taps = out.columns.taps,
+               .row_taps = out.rows.taps};
   return Status::ok_status();
 }
 

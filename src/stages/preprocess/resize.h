@@ -15,6 +15,7 @@
 
 #include "contract/contract.h"
 #include "servoflow/status.h"
+#include "stages/flow.h"
 
 namespace servoflow::stages {
 
@@ -42,26 +43,18 @@ class Letterbox {
   Status run_u8(std::span<const std::uint8_t> rgb, int width, int height, int size,
                 std::span<std::uint8_t> out);
 
+  // The same resampling for a device that does it itself, to the bit; fails where `run` would. Frames that
+  // `fits_device` refuses must go through `run`. `out` keeps its tables from one frame to the next.
+  Status describe(std::span<const std::uint8_t> bytes, int width, int height, bool planes, int size,
+                  RawFrame& out);
+  static bool fits_device(int width, int height);
+
  private:
-  // One axis of Pillow's resampling: output i is a weighted sum of inputs first[i] … first[i] + count[i] - 1.
-  struct PillowAxis {
-    int in = 0, out = 0, taps = 0;
-    std::vector<std::int32_t> first, count, weights;  // weights: [out, taps]
-  };
-  // One axis of torch's: output i is (1 - fraction[i]) * in[low[i]] + fraction[i] * in[high[i]].
-  struct TorchAxis {
-    int in = 0, out = 0;
-    std::vector<std::int32_t> low, high;
-    std::vector<float> fraction;
-  };
-  template <typename Axis>
   struct Cache {
-    std::vector<std::unique_ptr<Axis>> axes;
+    std::vector<std::unique_ptr<AxisTable>> axes;
     std::size_t next = 0;  // the slot that the next new size takes once the cache is full
-    Axis& get(int in, int out);
   };
-  static void build(PillowAxis& axis);
-  static void build(TorchAxis& axis);
+  const AxisTable& axis(int in, int out);
 
   void resize_pillow(const std::uint8_t* rgb, int width, int height, const Placement& place, int size,
                      std::uint8_t* out);
@@ -69,8 +62,7 @@ class Letterbox {
                     float* out);
 
   contract::Resize mode_;
-  Cache<PillowAxis> pillow_;
-  Cache<TorchAxis> torch_;
+  Cache cache_;
   std::vector<std::uint8_t> narrow_, square_;  // after the horizontal pass; the letterboxed picture
   std::vector<std::int32_t> sums_;
 };

@@ -45,6 +45,12 @@ Result<Vision> Vision::load(weights::Loader& loader, const weights::Architecture
 }
 
 void Vision::run(ops::Backend& backend, const VisionRun& run) const {
+  if (run.frames != nullptr)
+    backend.letterbox({.frames = run.frames,
+                       .data = run.data,
+                       .pictures = run.pictures,
+                       .image = sizes_.image,
+                       .pixels = run.pixels});
   backend.patch_rows({.pixels = run.pixels,
                       .pictures = run.pictures,
                       .image = sizes_.image,

@@ -11,9 +11,12 @@ namespace servoflow::stages {
 
 // Everything one run works on, planned once.
 struct VisionRun {
-  const float* pixels = nullptr;  // device [pictures, image, image, 3] in [-1, 1]
-  ops::Count pictures, rows;      // rows = pictures * tokens
-  ops::Segments segments;         // one per picture, slot = picture
+  // Device. Frames to letterbox into `pixels`, their offsets counting from `data`; null: pixels are there.
+  const ops::Frame* frames = nullptr;
+  const std::byte* data = nullptr;
+  float* pixels = nullptr;    // [pictures, image, image, 3] in [-1, 1]
+  ops::Count pictures, rows;  // rows = pictures * tokens
+  ops::Segments segments;     // one per picture, slot = picture
   const ops::KvCache* cache = nullptr;
   ops::Matrix patches;  // [rows, 3 patch²] float32
   ops::Matrix x;        // [rows, width] float32
