@@ -4,6 +4,9 @@
 #include "ops/cuda/cuda_backend.cuh"
 
 namespace servoflow::ops::cuda {
+#ifdef SF_LOOP_PROFILE
+long long* g_loop_profile = nullptr;
+#endif
 namespace {
 
 constexpr int kMostSteps = 50;  // of a schedule; more take the composition
@@ -66,7 +69,7 @@ void CudaBackend::prepare_schedule(const ExpertWeights& w, const ModulationRow& 
 bool CudaBackend::takes_loop(const DenoiseLoop& op) const {
   const Segments& s = op.step.segments;
   return loop_ && op.step.weights->depth <= kLoopLayers && s.count.capacity <= kLoopRequests &&
-         s.max_rows <= kLoopRows && keys_of_rank(op.step.cache->keys - s.max_rows, s.max_rows) <= kLoopKeys;
+         s.max_rows <= kLoopRows && share_of_rank(op.step.cache->keys - s.max_rows) <= kLoopKeys;
 }
 
 void CudaBackend::run_loop(const DenoiseLoop& op, const float* shift) {
@@ -100,6 +103,13 @@ void CudaBackend::run_loop(const DenoiseLoop& op, const float* shift) {
     const auto at = [](const Weight& weight) { return static_cast<const __nv_bfloat16*>(weight.data); };
     loop.layers[layer] = {at(l.qkv), at(l.out), at(l.gate_up), at(l.down)};
   }
+#ifdef SF_LOOP_PROFILE
+  static long long* profile = nullptr;
+  if (profile == nullptr) cudaMallocManaged(&profile, kLoopBlocks * 64 * 8);
+  loop.profile = profile;
+  extern long long* g_loop_profile;
+  g_loop_profile = profile;
+#endif
   ok(expert_loop(stream_, loop), "denoise loop");
 }
 

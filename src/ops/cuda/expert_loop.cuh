@@ -18,8 +18,8 @@ inline constexpr int kLoopCounters = 12;  // per request, 128 bytes apart
 
 // Keys of a request are dealt to the eight blocks of a cluster: an eighth of the prefix's and an eighth of
 // the suffix's each.
-__host__ __device__ __forceinline__ int keys_of_rank(int past, int rows) {
-  return (past + kLoopRanks - 1) / kLoopRanks + (rows + kLoopRanks - 1) / kLoopRanks;
+__host__ __device__ __forceinline__ int share_of_rank(int keys) {
+  return (keys + kLoopRanks - 1) / kLoopRanks;
 }
 
 struct ExpertLoop {
@@ -40,7 +40,10 @@ struct ExpertLoop {
   // Rows between tasks: `groups` times kLoopRows rows, in tiles.
   __nv_bfloat16* q = nullptr;  // [rows][heads][head_dim], not in tiles
   __nv_bfloat16 *attended = nullptr, *hidden = nullptr;
-  unsigned* counters = nullptr;   // [requests][kLoopCounters][32] and one more, all zero between launches
+  unsigned* counters = nullptr;  // [requests][kLoopCounters][32] and one more, all zero between launches
+#ifdef SF_LOOP_PROFILE
+  long long* profile = nullptr;
+#endif
   unsigned* complaint = nullptr;  // what a wait that never ended waited for
 };
 

@@ -11,7 +11,7 @@ namespace servoflow::ops::cuda::loop {
 
 // Two warpgroups compute. Of the third, one warp fetches weights, keys and values, one the rows of a task.
 inline constexpr int kCompute = 256, kThreads = kCompute + 128;
-inline constexpr int kSlots = 5, kSlotBytes = 80 * 128 * 2;                  // 80 weight rows, 128 of depth
+inline constexpr int kMostWeights = 80, kSlots = 5, kSlotBytes = kMostWeights * 128 * 2;  // 128 of depth
 inline constexpr int kChunkKeys = 32, kKeyPitch = (kExpertHeadDim + 8) * 2;  // bytes; rows in different banks
 
 // Shared memory. The rows of a task lie at 0: [group of 8 rows][depth / 8][8][8].
@@ -24,12 +24,20 @@ inline constexpr int kSharedBytes = kSegments + kLoopRequests * sizeof(Segment);
 // Tasks that do not need all of it keep other things there. Attention: queries, weights of the keys, maxima
 // and totals. The end of a product: what one warpgroup hands to the other. And what other blocks of the
 // cluster send.
-inline constexpr int kTile = 32, kWeightPitch = kLoopKeys + 8;
+inline constexpr int kTile = 32, kWeightPitch = kLoopKeys + 16 + 8;
 inline constexpr int kWeightsAt = 20480, kMaximaAt = 32768, kHandedAt = 0;
+inline constexpr int kSuffixAt = 36864;  // 16 rows of keys, then of values
 inline constexpr int kReceived = 65536, kReceivedTotals = kReceived + kLoopRanks * kTile * 64;
 static_assert(kSharedBytes <= 227 * 1024 && kTile * kKeyPitch <= kWeightsAt &&
               kChunkKeys * kKeyPitch <= kSlotBytes);
-static_assert(kReceived + kLoopRanks * 8 * 80 * 4 <= kRowsBytes);
+static_assert(kReceived + kLoopRanks * 8 * 80 * 4 <= kRowsBytes && kSuffixAt + 32 * kKeyPitch <= kReceived);
+static_assert(kWeightsAt + kTile * kWeightPitch * 2 <= kMaximaAt);
+
+#ifdef SF_LOOP_PROFILE
+inline constexpr int kProfileBytes = 512;
+#else
+inline constexpr int kProfileBytes = 0;
+#endif
 
 // Barriers in shared memory.
 struct Barriers {
@@ -105,7 +113,8 @@ __device__ __forceinline__ void wait_for_count(const ExpertLoop& op, const unsig
         op.complaint[2] = target;
         op.complaint[3] = blockIdx.x;
         __threadfence_system();
-        __trap();
+        // Not a trap: for one, the compiler gives up reallocating registers. Nothing lies at address 0.
+        asm volatile("st.global.u32 [%0], %1;" ::"l"(0ull), "r"(now) : "memory");
       }
     }
   }
@@ -120,9 +129,9 @@ struct Request {
   explicit __device__ __forceinline__ Request(const Segment& segment) : s(segment) {
     tiles = (s.rows * kExpertHeads + kTile - 1) / kTile;
     groups = (s.rows + 7) / 8;
-    prefix_keys = (s.past + kLoopRanks - 1) / kLoopRanks;
-    suffix_keys = (s.rows + kLoopRanks - 1) / kLoopRanks;
-    chunks = (prefix_keys + suffix_keys + kChunkKeys - 1) / kChunkKeys;
+    prefix_keys = share_of_rank(s.past);
+    suffix_keys = share_of_rank(s.rows);
+    chunks = (prefix_keys + kChunkKeys - 1) / kChunkKeys;
   }
 };
 
@@ -145,6 +154,11 @@ __device__ __forceinline__ void bulk_load(std::uint32_t to, const void* from, in
 }
 // Global memory that other processors wrote with ordinary stores, about to be read by the copy engine.
 __device__ __forceinline__ void fence_async_global() { asm volatile("fence.proxy.async;" ::: "memory"); }
+// Now, and not when it is used.
+__device__ __forceinline__ void take(float2& v) { asm volatile("" : "+f"(v.x), "+f"(v.y)); }
+__device__ __forceinline__ void take(float4& v) {
+  asm volatile("" : "+f"(v.x), "+f"(v.y), "+f"(v.z), "+f"(v.w));
+}
 __device__ __forceinline__ void barrier_arrive(std::uint32_t barrier) {
   asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
