@@ -149,27 +149,22 @@ __device__ __forceinline__ void end_rows(const Product& op, const QkvColumn& col
         *reinterpret_cast<std::uint32_t*>(column.out + (row + 4 * i) * column.stride) =
             pack_bf16(x * turn[i].x - y * turn[i].y, y * turn[i].x + x * turn[i].y);
     }
-  } else if (op.to_qkv) {
+  } else if (op.to_qkv) {  // rows of several segments; rare, so one by one: code that is not there needs no fetching
     const DeviceQkv::Place place = op.qkv.place(first, second);
     const bool rotates = op.qkv.rotates(place);
     const int segments = valid(op.qkv.segment_count);
-    Segment s[kAtOnce];
-    float2 turn[kAtOnce];
     Segment last{};
-#pragma unroll
-    for (int i = 0; i < kAtOnce; ++i) {
+#pragma unroll 1
+    for (int i = 0; 4 * i < min(end, kChunkRows); ++i) {
       const int row = row0 + 4 * i;
-      if (4 * i < end && (row < last.row_begin || row >= last.row_begin + last.rows) &&
+      if ((row < last.row_begin || row >= last.row_begin + last.rows) &&
           !find_segment(op.qkv.segments, segments, row, last))
         last = {};
-      s[i] = last;
-      turn[i] = make_float2(1, 0);
-      if (rotates && 4 * i < end && last.rows > 0)
-        turn[i] = op.qkv.angle(place, last.past + row - last.row_begin);
+      if (last.rows == 0) continue;
+      const float2 turn = rotates ? op.qkv.angle(place, last.past + row - last.row_begin) : make_float2(1, 0);
+      const float* sums = handed + (warp + 4 * i) * kHandedPitch;
+      op.qkv.put(place, last, row, turn, sums[0], sums[32]);
     }
-#pragma unroll
-    for (int i = 0; i < kAtOnce; ++i)
-      if (4 * i < end && s[i].rows > 0) op.qkv.put(place, s[i], row0 + 4 * i, turn[i], a[i], b[i]);
   } else if (second < e.n && e.gate == nullptr && e.row_bias == nullptr && e.row_map == nullptr &&
              !e.accumulate && e.activation != Activation::kSilu && e.pitch % 2 == 0) {
     const float bias0 = e.bias != nullptr ? __ldg(e.bias + first) : 0.0f;
@@ -196,7 +191,8 @@ __device__ __forceinline__ void end_rows(const Product& op, const QkvColumn& col
         }
       }
   } else {
-    for (int i = 0; i < kAtOnce && 4 * i < end; ++i)
+#pragma unroll 1
+    for (int i = 0; 4 * i < min(end, kChunkRows); ++i)
       e.store2(row0 + 4 * i, first, handed[(warp + 4 * i) * kHandedPitch],
                handed[(warp + 4 * i) * kHandedPitch + 32]);
   }
