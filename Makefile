@@ -20,7 +20,8 @@ PACKAGES_PEERS := python3-venv
 SOURCES = $(shell git ls-files '*.h' '*.cc' '*.cu' '*.cuh' '*.inc')
 
 .PHONY: help setup build test demo install format format-check tidy layers asan tsan fuzz device cuda device-cuda bench-peers \
-  bench-overheads verify-real-size clean
+  bench-overheads test-gpu soak-gpu sanitize-gpu \
+  verify-real-size verify-real-size-gpu clean
 
 help: ## list these targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/\1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -100,6 +101,23 @@ build/verify-venv/installed: build/setup-peers
 
 verify-real-size: build build/verify-venv/installed ## parity at the published size against PyTorch (10 minutes, 7 GB)
 	tests/conformance/real_size.sh build/release/servoflow build/verify-venv/bin/python build/real-size
+
+# On a machine with a GPU, after `make device-cuda`. GPU_PYTHON: an interpreter whose PyTorch sees the GPU.
+GPU_PYTHON ?= python3
+GPU_BUILD ?= build/device-cuda
+test-gpu: ## the tests labelled gpu, from build/device-cuda
+	ctest --test-dir $(GPU_BUILD) -L gpu --output-on-failure
+
+soak-gpu: ## 10000 inferences at the published size: memory, repeats and batches of 1 to 16 (4 minutes)
+	LD_LIBRARY_PATH=$(GPU_BUILD)/lib $(GPU_BUILD)/servoflow bench --synthetic pi05 --device cuda --repeat 10000 --soak
+	LD_LIBRARY_PATH=$(GPU_BUILD)/lib $(GPU_BUILD)/servoflow bench --synthetic pi05 --device cuda --batch 16 --ragged --batches \
+	  --repeat 20 --soak
+
+sanitize-gpu: ## the same operations under compute-sanitizer's four tools (ARGS: filter, seconds, tools)
+	LD_LIBRARY_PATH=$(GPU_BUILD)/lib tests/gpu/sanitize.sh $(GPU_BUILD)/bin/ops_cuda_ops_test $(ARGS)
+
+verify-real-size-gpu: ## the same on a GPU, PyTorch there too (a minute; needs build/device-cuda)
+	LD_LIBRARY_PATH=$(GPU_BUILD)/lib tests/conformance/real_size.sh $(GPU_BUILD)/servoflow $(GPU_PYTHON) build/real-size-gpu cuda
 
 bench-overheads: build ## measure call overhead, tracing and a shared core
 	python3 bench/overheads.py

@@ -29,7 +29,7 @@ Status bench(Options& o) {
   const Output out(o.common);
   SF_RETURN_IF_ERROR(out.json(toolkit::bench_to_json(report)));
   out.text(toolkit::bench_text(report));
-  return {};
+  return toolkit::bench_outcome(report);
 }
 
 }  // namespace
@@ -59,11 +59,18 @@ void add_bench(CLI::App& app, Action& action) {
       number("--horizon", work.horizon, 1, 4096, "Actions in a chunk (a checkpoint has its own)");
   number("--steps", work.steps, 1, 50, "Denoise steps");
   number("--batch", work.batch, 1, 64, "Robots in one pass");
+  sub->add_flag("--ragged", o->bench.ragged, "Requests of a batch differ: fewer tokens, a view less");
+  sub->add_flag("--batches", o->bench.batches,
+                "Also every batch of 1 to --batch, each request compared with itself alone");
   number("--repeat", o->bench.repeat, 1, 1000000, "Measured inferences");
   number("--warmup", o->bench.warmup, 0, 1000000, "Inferences before, not counted");
   sub->add_flag("--components", o->bench.components,
                 "Also trace one inference and print the time per component");
-  sub->add_flag("--no-peaks", o->no_peaks, "Do not measure the machine's peak rates");
+  sub->add_flag("--soak", o->bench.soak, "Fail when memory grows over the repeats");
+  CLI::Option* no_peaks = sub->add_flag("--no-peaks", o->no_peaks, "Do not measure the machine's peak rates");
+  sub->add_option("--ceilings", o->bench.ceilings, "A GPU's peak rates from a file instead")
+      ->type_name("FILE.json")
+      ->excludes(no_peaks);
   add_device_options(*sub, o->common, "auto");
   add_checkpoint_options(*sub, o->common);
   add_output_options(*sub, o->common);

@@ -28,7 +28,7 @@ void add_output_options(CLI::App& app, CommonOptions& options) {
 void add_device_options(CLI::App& app, CommonOptions& options, const std::string& default_precision) {
   options.precision = default_precision;
   app.add_option("--device", options.device, "Where to run")
-      ->type_name("auto|cpu|cuda[:N]")
+      ->type_name("auto|cpu|cuda[:N[,N...]]|cuda:all")
       ->capture_default_str();
   app.add_option("--precision", options.precision, "Number format; auto is bf16 where the device has it")
       ->type_name("auto|fp32|bf16")

@@ -19,9 +19,9 @@ BLOCK = 1 << 20  # random numbers drawn once and tiled: 3.4 G parameters in seco
 class Random:
     """Seeded weights, uniform with variance 1/fan_in."""
 
-    def __init__(self, seed):
+    def __init__(self, seed, device="cpu"):
         generator = torch.Generator().manual_seed(seed)
-        self.block = torch.rand(BLOCK, generator=generator) * 2 - 1
+        self.block = (torch.rand(BLOCK, generator=generator) * 2 - 1).to(device)
         self.offset = 0
 
     def __call__(self, *shape, dtype=torch.bfloat16, amplitude=None, centre=0.0):
@@ -29,7 +29,7 @@ class Random:
         amplitude = amplitude if amplitude is not None else math.sqrt(3 / math.prod(shape[1:]))
         block = (self.block.roll(self.offset) * amplitude + centre).to(dtype)
         self.offset = (self.offset + 7919) % BLOCK
-        out = torch.empty(count, dtype=dtype)
+        out = torch.empty(count, dtype=dtype, device=self.block.device)
         for start in range(0, count, BLOCK):
             out[start:start + BLOCK] = block[:min(BLOCK, count - start)]
         return nn.Parameter(out.view(shape), requires_grad=False)
@@ -73,6 +73,24 @@ def rope_table(first, rows, head_dim):
     return angle.cos().float(), angle.sin().float()
 
 
+def attend_expanded(q, k, v):
+    """Attention of q [heads, rows, head_dim] to k and v [kv_heads, keys, head_dim], which are copied to every head."""
+    group = q.shape[0] // k.shape[0]
+    k, v = (t[:, None].expand(-1, group, -1, -1).flatten(0, 1) for t in (k, v))
+    return F.scaled_dot_product_attention(q[None], k[None], v[None])[0]
+
+
+def attend_grouped(q, k, v):
+    """The same; PyTorch's kernels share the keys."""
+    return F.scaled_dot_product_attention(q[None], k[None], v[None], enable_gqa=True)[0]
+
+
+def attend_folded(q, k, v):
+    """The same; the heads of a group are rows of one head (nothing is masked)."""
+    folded = q.unflatten(0, (k.shape[0], -1)).flatten(1, 2)
+    return F.scaled_dot_product_attention(folded[None], k[None], v[None])[0].view(q.shape)
+
+
 class VisionBlock(nn.Module):
     def __init__(self, random, width, heads, mlp):
         super().__init__()
@@ -111,6 +129,8 @@ class Vision(nn.Module):
 class GemmaBlock(nn.Module):
     """A layer of the prefix (norm weights of its own) or of the expert (modulated norms)."""
 
+    attend = staticmethod(attend_expanded)
+
     def __init__(self, random, sizes, adaptive=False, kv_only=False):
         super().__init__()
         width, mlp, head_dim = sizes["width"], sizes["mlp"], sizes["head_dim"]
@@ -141,9 +161,7 @@ class GemmaBlock(nn.Module):
             return x, k, v
         q = rotate(self.q(y).unflatten(-1, (self.heads, -1)).transpose(0, 1), cos, sin)
         keys, values = (k, v) if cache is None else (torch.cat([cache[0], k], 1), torch.cat([cache[1], v], 1))
-        group = self.heads // self.kv_heads
-        keys, values = (t[:, None].expand(-1, group, -1, -1).flatten(0, 1) for t in (keys, values))
-        o = self.o(F.scaled_dot_product_attention(q[None], keys[None], values[None])[0].transpose(0, 1).flatten(1))
+        o = self.o(self.attend(q, keys, values).transpose(0, 1).flatten(1))
         x = x + (o if gate is None else gate * o)
         y, gate = self.normed(x, 1, modulation)
         o = self.down(F.gelu(self.gate(y), approximate="tanh") * self.up(y))
@@ -201,8 +219,8 @@ class Step(nn.Module):
 
 
 class Pi05:
-    def __init__(self, sizes, seed):
-        random = Random(seed)
+    def __init__(self, sizes, seed, device="cpu"):
+        random = Random(seed, device)
         self.sizes, width = sizes, sizes["prefix"]["width"]
         self.table = random(sizes["prefix"]["vocab"], width, amplitude=math.sqrt(3 / width))
         self.vision, self.prefix = Vision(random, sizes["vision"], width), Prefix(random, sizes["prefix"])

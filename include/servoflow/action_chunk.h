@@ -7,9 +7,10 @@
 
 namespace servoflow {
 
-// Wall-clock milliseconds of one inference, by stage.
+// Milliseconds of one inference, by stage: wall clock, and the device's own clock for what it recorded.
 struct StageTimes {
   double preprocess = 0, vision = 0, prefix = 0, denoise = 0, postprocess = 0, total = 0;
+  double device = 0;          // from the first copy in to the last copy out; 0 where the device has no clock
   std::vector<double> steps;  // each denoise step
 };
 

@@ -22,14 +22,16 @@ namespace servoflow {
 using ProgressFunction = std::function<void(std::uint64_t done, std::uint64_t total)>;
 
 struct PolicyOptions {
-  std::string device = "auto";     // auto | cpu | cuda[:N]
+  // auto | cpu | cuda[:N]; several GPUs are cuda:0,1 or cuda:all: the weights on each, sessions spread over
+  // them.
+  std::string device = "auto";
   std::string precision = "auto";  // auto (bf16 where the device has it) | fp32 | bf16
   int threads = 0;                 // 0: one per core this process may use
   std::string tokenizer;           // SentencePiece model file; empty: search as documented
   std::string robot;               // of sessions that name none
   bool check_robot = false;        // read that robot's contract (or the checkpoint's own) before any weight
   std::string assets;              // statistics folder under assets/; empty: the robot's, else the only one
-  int max_batch = 1;               // most sessions in one infer_batch call
+  int max_batch = 1;               // most sessions of one device in one infer_batch call
   ProgressFunction progress;       // called from the opening thread
 };
 
@@ -45,10 +47,16 @@ struct InferOptions {
   std::span<const float> noise;  // [horizon, model action_dim] at t = 1; empty: seeded noise
 };
 
+struct DeviceInfo {
+  std::string device, backend, hardware;  // "cuda:1", "cuda/sm_90a_bf16", the GPU and its driver
+  std::uint64_t weight_bytes = 0, workspace_bytes = 0;
+};
+
 struct PolicyInfo {
   std::string checkpoint, layout;          // "openpi" | "lerobot" | "servoflow" | "synthetic"
-  std::string device, backend, precision;  // what runs
-  std::string hardware;                    // the GPU and its driver; empty on the CPU
+  std::string device, backend, precision;  // what runs; several devices in one list, "cuda:0,cuda:1"
+  std::string hardware;                    // the (first) GPU and its driver; empty on the CPU
+  std::vector<DeviceInfo> devices;         // one or more; bytes below are of all together
   int threads = 0;
   int horizon = 0, model_action_dim = 0, image_size = 0, max_tokens = 0, camera_slots = 0;
   std::uint64_t parameters = 0, weight_bytes = 0, workspace_bytes = 0;
@@ -65,7 +73,7 @@ class Policy {
   // measuring.
   static Result<Policy> open_synthetic(const std::string& model, const PolicyOptions& options = {},
                                        std::uint64_t seed = 0, int horizon = 50);
-  // A session keeps the policy alive.
+  // A session keeps the policy alive, and stays on the device that had the fewest sessions when it began.
   Result<Session> new_session(const SessionOptions& options = {}) const;
   const PolicyInfo& info() const;
 
@@ -88,6 +96,8 @@ class Session {
   const std::string& contract_hash() const;
   // The contract as canonical JSON (what the hash is taken of).
   const std::string& contract_json() const;
+  // Where its inferences run: one of PolicyInfo::devices.
+  const DeviceInfo& device() const;
 
   struct Impl;
   const std::shared_ptr<Impl>& impl() const { return impl_; }
@@ -99,9 +109,9 @@ class Session {
   std::shared_ptr<Impl> impl_;
 };
 
-// Several sessions of one policy in one pass: rows of different robots are packed ragged, never padded to the
-// longest. Each answer has the same bits as alone. `options.noise`, if given, is [sessions, horizon,
-// action_dim].
+// Several sessions of one policy in one pass, or one pass on each of their devices at once: rows of different
+// robots are packed ragged, never padded to the longest. Each answer has the same bits as alone.
+// `options.noise`, if given, is [sessions, horizon, action_dim].
 Status infer_batch(std::span<Session* const> sessions, std::span<const Observation* const> observations,
                    const InferOptions& options, std::span<ActionChunk> chunks);
 

@@ -1,5 +1,8 @@
 #include "ops/backend.h"
 
+#include <algorithm>
+#include <cstring>
+
 #include "core/status_macros.h"
 #include "ops/composite/composite.h"
 
@@ -32,6 +35,10 @@ Result<void*> Backend::allocate_staging(std::uint64_t bytes) {
   return static_cast<void*>(staging_.back().data());
 }
 
+void Backend::copy(void* to, const void* from, std::size_t bytes) {
+  if (!failed()) std::memcpy(to, from, bytes);
+}
+
 void Backend::replay(std::uint64_t, const std::function<void()>& feed, const std::function<void()>& body) {
   feed();
   body();
@@ -42,11 +49,36 @@ void Backend::gemma_layer(const GemmaLayer& op) { ops::gemma_layer(*this, op); }
 void Backend::expert_step(const ExpertStep& op) { ops::expert_step(*this, op); }
 void Backend::denoise_loop(const DenoiseLoop& op) { ops::denoise_loop(*this, op); }
 
+Result<std::vector<std::string>> device_list(const std::string& devices) {
+  std::vector<std::string> out;
+  if (devices == "cuda:all") {
+    for (int i = 0; i < std::max(1, cuda_device_count()); ++i) out.push_back("cuda:" + std::to_string(i));
+    return out;
+  }
+  for (std::size_t begin = 0; begin <= devices.size();) {
+    const std::size_t end = std::min(devices.find(',', begin), devices.size());
+    std::string one = devices.substr(begin, end - begin);
+    begin = end + 1;
+    const bool number = !one.empty() && one.find_first_not_of("0123456789") == std::string::npos;
+    if (number && !out.empty() && out.back().starts_with("cuda")) one = "cuda:" + one;
+    if (one == "cuda" && devices != one) one = "cuda:0";
+    const bool gpu = one.starts_with("cuda");
+    if (one.empty() || (gpu && std::find(out.begin(), out.end(), one) != out.end()))
+      return Status::invalid("--device: \"" + devices + "\": " +
+                             (one.empty() ? std::string("an entry is empty") : one + " stands there twice") +
+                             "; several GPUs are cuda:0,1 or cuda:all");
+    out.push_back(std::move(one));
+  }
+  return out;
+}
+
 Result<BackendChoice> make_backend(const BackendOptions& options) {
   const std::string& device = options.device;
   const std::string precision = options.precision == "auto" ? "bf16" : options.precision;
   if (precision != "fp32" && precision != "bf16")
     return Status::invalid("--precision: \"" + precision + "\" is not known; choose auto, fp32 or bf16");
+  if (device.find(',') != std::string::npos || device == "cuda:all")
+    return Status::invalid("--device: \"" + device + "\" names several devices; one is needed here");
   BackendChoice choice;
   choice.precision = precision;
   if (device == "auto" || device == "cpu") {

@@ -52,6 +52,12 @@ struct PackOptions {
   bool few_rows = false;  // tens of rows pass through at a time, not hundreds: a hint for the layout
 };
 
+// A device that is not the host, as it is now.
+struct DeviceState {
+  std::string bus;  // PCI address, "0000:3b:00.0"
+  std::uint64_t memory_total = 0, memory_free = 0;
+};
+
 struct ExpertWeights;
 struct ModulationRow;
 struct SiglipBlock;
@@ -90,6 +96,8 @@ class Backend {
   // Copies; `host` must stay alive until finish() or the next download.
   virtual void upload(void* device, const void* host, std::size_t bytes) = 0;
   virtual void download(void* host, const void* device, std::size_t bytes) = 0;
+  // Within the device's memory; where that is the host's, at once.
+  virtual void copy(void* to, const void* from, std::size_t bytes);
   // Keys or values of one slot and layer as plain float32 rows [rows, kv_heads * head_dim].
   virtual void read_cache(const KvCache& cache, int layer, int slot, int rows, std::span<float> k,
                           std::span<float> v) = 0;
@@ -98,6 +106,8 @@ class Backend {
 
   // The device and what drives it, for reports: "NVIDIA H200, driver 13.0, runtime 13.0"; empty for the CPU.
   virtual std::string hardware() const { return {}; }
+  // Nothing on the CPU.
+  virtual std::optional<DeviceState> device_state() const { return {}; }
 
   // A backend that can record work replays it with one call. `body` only enqueues on this backend and reads
   // nothing on the host but what `key` names: it is recorded the first time a key is seen and replayed from
@@ -184,5 +194,11 @@ Result<std::unique_ptr<Backend>> make_cpu_backend(const std::string& precision, 
 Result<std::unique_ptr<Backend>> make_reference_backend();
 Result<std::unique_ptr<Backend>> make_cuda_backend(const std::string& precision, int ordinal);
 bool cuda_is_built();
+int cuda_device_count();  // GPUs that a backend can be made for; 0 without CUDA, driver or GPU
+
+// "cuda:0,2" -> cuda:0 and cuda:2; "cuda:all" -> every GPU; "auto", "cpu" and "cuda:1" are one. Fails, naming
+// what is wrong, for an empty entry and for a GPU named twice; whether a device is there shows when it is
+// opened.
+Result<std::vector<std::string>> device_list(const std::string& devices);
 
 }  // namespace servoflow::ops

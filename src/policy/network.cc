@@ -453,6 +453,7 @@ Status NetworkImpl::run_recorded(const stages::Schedule& schedule, std::span<con
   use_the_wait(requests);
   SF_RETURN_IF_ERROR(backend_->finish());
   if (times != nullptr) {
+    times->device = backend_->elapsed(0, 5);
     times->vision = backend_->elapsed(1, 2);
     times->prefix = backend_->elapsed(2, 3);
     times->denoise = backend_->elapsed(3, 4);

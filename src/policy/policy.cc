@@ -5,6 +5,7 @@
 #include <chrono>
 #include <functional>
 #include <mutex>
+#include <thread>
 #include <utility>
 
 #include "contract/canonical.h"
@@ -37,6 +38,27 @@ int camera_slots(const weights::Checkpoint& checkpoint) {
   return std::max(3, cameras);
 }
 
+// One device with the weights on it.
+struct Place {
+  std::size_t index = 0;  // in PolicyInfo::devices
+  std::unique_ptr<policy::Network> network;
+  std::mutex turn;   // its sessions take turns
+  int sessions = 0;  // that are alive
+};
+
+// The requests of one batch that run on one device.
+struct Group {
+  Place* place = nullptr;
+  std::vector<policy::NetworkRequest> requests;
+  StageTimes times;
+  Status status;
+
+  void run(int steps) {
+    const std::lock_guard turn(place->turn);
+    status = place->network->run(requests, steps, &times, nullptr);
+  }
+};
+
 }  // namespace
 
 struct Policy::Impl {
@@ -45,8 +67,8 @@ struct Policy::Impl {
   weights::Architecture architecture;
   bool lerobot_layout = false, synthetic = false;
   std::string tokenizer, tokenizer_hint;
-  std::unique_ptr<policy::Network> network;
-  std::mutex device;  // sessions take turns
+  std::vector<std::unique_ptr<Place>> places;  // one per device
+  std::mutex seating;                          // guards Place::sessions
 
   Result<contract::Contract> contract_of(const std::string& robot) const {
     if (robot == "none" || (synthetic && robot.empty())) return policy::neutral_contract(architecture);
@@ -61,22 +83,24 @@ struct Policy::Impl {
   Status open(std::shared_ptr<const weights::WeightSource> source, Clock::time_point begin) {
     if (!options.robot.empty() || options.check_robot)
       SF_RETURN_IF_ERROR(contract_of(options.robot).status());
-    policy::NetworkOptions network_options{.device = options.device,
-                                           .precision = options.precision,
-                                           .threads = options.threads,
-                                           .max_batch = options.max_batch,
-                                           .max_pictures = info.camera_slots,
-                                           .progress = options.progress};
-    SF_ASSIGN_OR_RETURN(network, policy::Network::create(std::move(source), architecture, network_options));
-    const policy::NetworkInfo& n = network->info();
-    info.device = n.device;
-    info.backend = n.backend;
-    info.precision = n.precision;
-    info.hardware = n.hardware;
-    info.threads = n.threads;
-    info.parameters = n.parameters;
-    info.weight_bytes = n.weight_bytes;
-    info.workspace_bytes = n.workspace_bytes;
+    SF_ASSIGN_OR_RETURN(const std::vector<std::string> devices, ops::device_list(options.device));
+    for (std::size_t i = 0; i < devices.size(); ++i) {
+      policy::NetworkOptions network_options{.device = devices[i],
+                                             .precision = options.precision,
+                                             .threads = options.threads,
+                                             .max_batch = options.max_batch,
+                                             .max_pictures = info.camera_slots,
+                                             .progress = options.progress};
+      if (devices.size() > 1 && options.progress)
+        network_options.progress = [&, i](std::uint64_t done, std::uint64_t total) {
+          options.progress(i * total + done, devices.size() * total);
+        };
+      places.push_back(std::make_unique<Place>());
+      places.back()->index = i;
+      SF_ASSIGN_OR_RETURN(places.back()->network,
+                          policy::Network::create(source, architecture, network_options));
+      add_to_info(places.back()->network->info());
+    }
     info.horizon = architecture.horizon;
     info.model_action_dim = architecture.action_dim;
     info.image_size = architecture.vision.image;
@@ -84,10 +108,38 @@ struct Policy::Impl {
     info.ready_seconds = milliseconds_since(begin) * 1e-3;
     return {};
   }
+
+  void add_to_info(const policy::NetworkInfo& n) {
+    if (info.devices.empty()) {
+      info.backend = n.backend;
+      info.precision = n.precision;
+      info.hardware = n.hardware;
+      info.threads = n.threads;
+      info.parameters = n.parameters;
+    }
+    info.device += (info.devices.empty() ? "" : ",") + n.device;
+    info.weight_bytes += n.weight_bytes;
+    info.workspace_bytes += n.workspace_bytes;
+    info.devices.push_back({n.device, n.backend, n.hardware, n.weight_bytes, n.workspace_bytes});
+  }
+
+  // Takes a seat on the device with the fewest sessions, the first of equals.
+  Place& seat() {
+    const std::lock_guard guard(seating);
+    Place& place = **std::min_element(places.begin(), places.end(),
+                                      [](const auto& a, const auto& b) { return a->sessions < b->sessions; });
+    ++place.sessions;
+    return place;
+  }
+  void leave(Place& place) {
+    const std::lock_guard guard(seating);
+    --place.sessions;
+  }
 };
 
 struct Session::Impl {
   std::shared_ptr<Policy::Impl> policy;
+  Place* place = nullptr;  // of `policy`
   contract::Contract contract;
   std::string contract_json, contract_hash;
   std::unique_ptr<stages::Preprocessor> preprocessor;
@@ -126,6 +178,13 @@ struct Session::Impl {
     return {};
   }
 
+  explicit Impl(std::shared_ptr<Policy::Impl> of) : policy(std::move(of)), place(&policy->seat()) {}
+  ~Impl() { policy->leave(*place); }
+  Impl(const Impl&) = delete;
+  Impl& operator=(const Impl&) = delete;
+
+  const DeviceInfo& device() const { return policy->info.devices[place->index]; }
+
   policy::NetworkRequest network_request(bool own_noise) {
     return {&input, noise, actions, own_noise ? &draw_next : nullptr};
   }
@@ -143,8 +202,8 @@ struct Session::Impl {
     chunk.prefix_tokens = input.picture_count * a.vision.tokens() + static_cast<int>(input.tokens.size());
     chunk.prompt_truncated = input.prompt_truncated;
     chunk.request = request++;
-    chunk.device = policy->info.device;
-    chunk.backend = policy->info.backend;
+    chunk.device = device().device;
+    chunk.backend = device().backend;
     chunk.precision = policy->info.precision;
     chunk.contract_hash = contract_hash;
     chunk.times.postprocess = milliseconds_since(begin);
@@ -200,9 +259,8 @@ const PolicyInfo& Policy::info() const { return impl_->info; }
 
 Result<Session> Policy::new_session(const SessionOptions& options) const {
   Session session;
-  session.impl_ = std::make_shared<Session::Impl>();
+  session.impl_ = std::make_shared<Session::Impl>(impl_);
   Session::Impl& s = *session.impl_;
-  s.policy = impl_;
   s.seed = options.seed;
   SF_ASSIGN_OR_RETURN(s.contract,
                       impl_->contract_of(options.robot.empty() ? impl_->options.robot : options.robot));
@@ -215,7 +273,7 @@ Result<Session> Policy::new_session(const SessionOptions& options) const {
                                                        .tokenizer_path = impl_->tokenizer,
                                                        .vocab = a.vocab,
                                                        .max_tokens = a.max_tokens,
-                                                       .raw_frames = impl_->network->info().raw_frames,
+                                                       .raw_frames = s.place->network->info().raw_frames,
                                                        .tokenizer_hint = impl_->tokenizer_hint}));
   SF_ASSIGN_OR_RETURN(s.postprocessor, stages::Postprocessor::create(s.contract, a.action_dim));
   s.contract_json = contract::canonical_json(s.contract);
@@ -236,10 +294,10 @@ Status Session::infer_into(const Observation& observation, const InferOptions& o
   Impl& s = *impl_;
   SF_RETURN_IF_ERROR(s.preprocess(observation, options.noise, chunk.times));
   {
-    const std::lock_guard turn(s.policy->device);
+    const std::lock_guard turn(s.place->turn);
     const policy::NetworkRequest request = s.network_request(options.noise.empty());
     const int steps = options.steps != 0 ? options.steps : s.policy->architecture.default_steps;
-    SF_RETURN_IF_ERROR(s.policy->network->run({&request, 1}, steps, &chunk.times, nullptr));
+    SF_RETURN_IF_ERROR(s.place->network->run({&request, 1}, steps, &chunk.times, nullptr));
   }
   SF_RETURN_IF_ERROR(s.postprocess(chunk));
   chunk.times.total = milliseconds_since(begin);
@@ -254,7 +312,8 @@ Status infer_batch(std::span<Session* const> sessions, std::span<const Observati
     return Status::invalid(
         "infer_batch: sessions, observations and chunks must be equally many, at least one");
   const std::shared_ptr<Policy::Impl>& policy = sessions[0]->impl_->policy;
-  std::vector<policy::NetworkRequest> requests(count);
+  std::vector<Group> groups;  // in the order of their first sessions
+  std::vector<std::size_t> group_of(count);
   for (std::size_t i = 0; i < count; ++i) {
     Session::Impl& s = *sessions[i]->impl_;
     if (s.policy != policy) return Status::invalid("infer_batch: all sessions must belong to one policy");
@@ -267,15 +326,21 @@ Status infer_batch(std::span<Session* const> sessions, std::span<const Observati
         options.noise.empty() ? options.noise : options.noise.subspan(i * s.noise.size(), s.noise.size());
     SF_RETURN_IF_ERROR(
         s.preprocess(*observations[i], noise, chunks[i].times).with_context("request " + std::to_string(i)));
-    requests[i] = s.network_request(options.noise.empty());
+    const auto group =
+        std::find_if(groups.begin(), groups.end(), [&](const Group& g) { return g.place == s.place; });
+    group_of[i] = static_cast<std::size_t>(group - groups.begin());
+    if (group == groups.end()) groups.emplace_back().place = s.place;
+    groups[group_of[i]].requests.push_back(s.network_request(options.noise.empty()));
   }
-  StageTimes times;
+  const int steps = options.steps != 0 ? options.steps : policy->architecture.default_steps;
   {
-    const std::lock_guard turn(policy->device);
-    const int steps = options.steps != 0 ? options.steps : policy->architecture.default_steps;
-    SF_RETURN_IF_ERROR(policy->network->run(requests, steps, &times, nullptr));
+    std::vector<std::jthread> others;
+    for (std::size_t g = 1; g < groups.size(); ++g) others.emplace_back([&, g] { groups[g].run(steps); });
+    groups[0].run(steps);
   }
+  for (const Group& group : groups) SF_RETURN_IF_ERROR(group.status);
   for (std::size_t i = 0; i < count; ++i) {
+    StageTimes& times = groups[group_of[i]].times;
     times.preprocess = chunks[i].times.preprocess;
     chunks[i].times = times;
     SF_RETURN_IF_ERROR(
@@ -288,5 +353,6 @@ Status infer_batch(std::span<Session* const> sessions, std::span<const Observati
 void Session::reset() { impl_->request = 0; }
 const std::string& Session::contract_hash() const { return impl_->contract_hash; }
 const std::string& Session::contract_json() const { return impl_->contract_json; }
+const DeviceInfo& Session::device() const { return impl_->device(); }
 
 }  // namespace servoflow

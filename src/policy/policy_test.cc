@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <thread>
@@ -159,6 +160,102 @@ TEST_F(PolicyTest, ErrorsNameTheField) {
   EXPECT_EQ(Policy::open(kCheckpoint, {.device = "tpu"}).status().code(), StatusCode::kInvalidInput);
   EXPECT_EQ(Policy::open(kCheckpoint, {.precision = "fp64"}).status().code(), StatusCode::kInvalidInput);
   EXPECT_EQ(Policy::open(kCheckpoint, {.device = "cuda"}).status().code(), StatusCode::kRuntime);
+}
+
+// Backends of two kinds stand for two GPUs: what they are called tells where a session went.
+TEST(PolicyDevices, SessionsGoWhereTheFewestAre) {
+  auto policy =
+      Policy::open_synthetic("tiny", {.device = "cpu,reference", .precision = "fp32", .threads = 1}, 0, 2);
+  ASSERT_TRUE(policy.ok()) << policy.status().message();
+  const PolicyInfo& info = policy->info();
+  ASSERT_EQ(info.devices.size(), 2u);
+  const std::string first = info.devices[0].backend, second = info.devices[1].backend;
+  EXPECT_TRUE(first.starts_with("cpu/")) << first;
+  EXPECT_EQ(second, "reference");
+  EXPECT_EQ(info.backend, first);
+  EXPECT_EQ(info.weight_bytes, info.devices[0].weight_bytes + info.devices[1].weight_bytes);
+  const auto session = [&] { return *policy->new_session(); };
+  std::vector<Session> alive = {session(), session(), session(), session()};
+  std::vector<std::string> where;
+  for (const Session& s : alive) where.push_back(s.device().backend);
+  EXPECT_EQ(where, (std::vector<std::string>{first, second, first, second}));
+  alive.erase(alive.begin() + 1);  // one of the second's
+  EXPECT_EQ(session().device().backend, second);
+  EXPECT_EQ(session().device().backend, second) << "the one before has left again";
+  EXPECT_FALSE(policy->new_session({.robot = "libero"}).ok());
+  EXPECT_EQ(session().device().backend, second) << "a session that failed holds no seat";
+  alive.push_back(session());
+  EXPECT_EQ(session().device().backend, first) << "two each: the first of equals";
+
+  const std::vector<std::int32_t> tokens = {2, 5, 9, 7};
+  const std::vector<std::uint8_t> frame(224 * 224 * 3, 99);
+  Observation o;
+  o.images = {{"base_0_rgb", ImageLayout::kHWC, 224, 224, frame}};
+  o.tokens = tokens;
+  for (const std::size_t i : {0u, 2u}) {
+    const auto chunk = alive[i].infer(o, {.steps = 1});
+    ASSERT_TRUE(chunk.ok()) << chunk.status().message();
+    EXPECT_EQ(chunk->backend, i == 0 ? first : second);
+  }
+}
+
+TEST(PolicyDevices, ABatchRunsOnAllOfThemAndKeepsItsBits) {
+  const PolicyOptions one{.device = "cpu", .precision = "bf16", .threads = 1, .max_batch = 3};
+  PolicyOptions two = one;
+  two.device = "cpu,cpu";
+  std::vector<std::uint64_t> progress;
+  two.progress = [&](std::uint64_t done, std::uint64_t total) { progress.push_back(100 * done / total); };
+  auto alone = Policy::open(kCheckpoint, one), both = Policy::open(kCheckpoint, two);
+  ASSERT_TRUE(alone.ok() && both.ok()) << both.status().message();
+  EXPECT_TRUE(std::is_sorted(progress.begin(), progress.end()));
+  EXPECT_EQ(progress.back(), 100u);
+  const Frames frames;
+  const std::vector<std::string> prompts = {"open the drawer", "a", "put the red mug on the plate",
+                                            "close it", "wipe the table"};
+  std::vector<Session> sessions;
+  std::vector<Session*> pointers;
+  std::vector<Observation> observations;
+  std::vector<const Observation*> seen;
+  for (std::size_t i = 0; i < prompts.size(); ++i) {
+    sessions.push_back(*both->new_session({.robot = "libero", .seed = i}));
+    observations.push_back(frames.observation(prompts[i]));
+  }
+  for (std::size_t i = 0; i < prompts.size(); ++i) {
+    pointers.push_back(&sessions[i]);
+    seen.push_back(&observations[i]);
+  }
+  std::vector<ActionChunk> chunks(prompts.size());
+  for (int call = 0; call < 2; ++call) {
+    const Status status =
+        infer_batch(pointers, seen, {.steps = 2}, chunks);  // three on one, two on the other
+    ASSERT_TRUE(status.ok()) << status.message();
+  }
+  for (std::size_t i = 0; i < prompts.size(); ++i) {
+    Session single = *alone->new_session({.robot = "libero", .seed = i});
+    ASSERT_TRUE(single.infer(observations[i], {.steps = 2}).ok());
+    EXPECT_EQ(chunks[i].actions, single.infer(observations[i], {.steps = 2})->actions) << i;
+    EXPECT_GT(chunks[i].times.prefix, 0);
+  }
+  // Four on one device are one too many; the error is that device's.
+  std::vector<Session> crowd;
+  for (int i = 0; i < 8; ++i) crowd.push_back(*both->new_session({.robot = "libero"}));
+  std::vector<Session*> many;
+  for (Session& s : crowd) many.push_back(&s);
+  const std::vector<const Observation*> same(many.size(), seen[0]);
+  std::vector<ActionChunk> none(many.size());
+  EXPECT_EQ(infer_batch(many, same, {}, none).code(), StatusCode::kInvalidInput);
+  EXPECT_EQ(crowd[0].infer(observations[0])->request, 0u) << "nothing of a failed batch happened";
+}
+
+TEST(PolicyDevices, ListsAreChecked) {
+  const auto message = [](const std::string& device) {
+    return std::string(Policy::open_synthetic("tiny", {.device = device}).status().message());
+  };
+  EXPECT_NE(message("cpu,").find("entry is empty"), std::string::npos) << message("cpu,");
+  EXPECT_NE(message("cuda:0,0").find("cuda:0 stands there twice"), std::string::npos) << message("cuda:0,0");
+  EXPECT_NE(message("cuda,cuda:0").find("twice"), std::string::npos) << message("cuda,cuda:0");
+  EXPECT_NE(message("cpu,tpu").find("tpu"), std::string::npos) << message("cpu,tpu");
+  EXPECT_NE(message("cuda:all").find("--device cuda"), std::string::npos) << message("cuda:all");
 }
 
 TEST(PolicySynthetic, RunsOnTokenIds) {

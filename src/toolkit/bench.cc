@@ -2,12 +2,12 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cstring>
 
-#include "contract/canonical.h"
-#include "contract/validate.h"
 #include "core/status_macros.h"
 #include "core/zones.h"
 #include "policy/neutral_contract.h"
+#include "toolkit/bench_robots.h"
 #include "toolkit/machine.h"
 #include "weights/checkpoint.h"
 
@@ -16,55 +16,20 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-constexpr int kFrame = 224;  // side of the frames, whatever the model's own size is
+constexpr int kPeriod = 50;        // repeats after which the noise starts anew, and the actions with it
+constexpr int kReadings = 8;       // of the GPU, spread over the repeats
+constexpr int kBatchRepeats = 20;  // of every batch size, at most
+constexpr std::uint64_t kHostSlack = std::uint64_t{8}
+                                     << 20;  // samples, and what the system's allocator keeps
 
-// Frames, state and tokens of one robot, made up but the same in every run.
-struct Robot {
-  std::vector<std::string> slots;
-  std::vector<std::vector<std::uint8_t>> frames;
-  std::vector<double> state;
-  std::vector<std::int32_t> tokens;
-  Observation observation;
-};
-
-std::uint32_t next_random(std::uint32_t& state) {
-  state = state * 1664525u + 1013904223u;  // an LCG is random enough for pixels
-  return state >> 8;
-}
-
-Result<Robot> make_robot(const contract::Contract& contract, const BenchOptions& o, int vocab, int index) {
-  Robot out;
-  for (const contract::CameraSlot& c : contract.cameras)
-    if (!c.key.empty()) out.slots.push_back(c.slot);
-  const auto views = static_cast<std::size_t>(o.work.views);
-  if (out.slots.size() < views)
-    return Status::invalid("--views " + std::to_string(views) + ": robot " + contract.name + " has " +
-                           std::to_string(out.slots.size()) + " cameras");
-  out.slots.resize(views);
-  auto random = static_cast<std::uint32_t>(index + 1);
-  for (std::size_t i = 0; i < views; ++i) {
-    std::vector<std::uint8_t>& frame = out.frames.emplace_back(static_cast<std::size_t>(kFrame) * kFrame * 3);
-    for (std::uint8_t& value : frame) value = static_cast<std::uint8_t>(next_random(random));
-  }
-  out.state.resize(static_cast<std::size_t>(contract::state_width(contract)));
-  if (!o.prompt)
-    for (int i = 0; i < o.work.tokens; ++i)
-      out.tokens.push_back(
-          static_cast<std::int32_t>(next_random(random) % static_cast<std::uint32_t>(vocab)));
-  return out;
-}
-
-// The observation borrows from the robot, which must have found its place in memory.
-void connect(Robot& robot, const BenchOptions& o) {
-  for (std::size_t i = 0; i < robot.slots.size(); ++i)
-    robot.observation.images.push_back({robot.slots[i], ImageLayout::kHWC, kFrame, kFrame, robot.frames[i]});
-  robot.observation.state = robot.state;
-  robot.observation.tokens = robot.tokens;
-  if (o.prompt) robot.observation.prompt = *o.prompt;
+std::uint64_t fnv1a64(std::uint64_t hash, std::span<const float> values) {
+  for (const std::byte byte : std::as_bytes(values))
+    hash = (hash ^ static_cast<std::uint64_t>(byte)) * 0x100000001b3u;
+  return hash;
 }
 
 struct Samples {
-  std::vector<double> end_to_end, preprocess, vision, prefix, denoise, step, postprocess;
+  std::vector<double> end_to_end, preprocess, vision, prefix, denoise, step, postprocess, device;
 };
 
 class Bench {
@@ -73,18 +38,18 @@ class Bench {
 
   Result<BenchReport> run() {
     SF_RETURN_IF_ERROR(open());
-    SF_RETURN_IF_ERROR(make_robots());
+    SF_ASSIGN_OR_RETURN(robots_, BenchRobots::create(policy_, o_, architecture_.vocab));
     BenchReport report;
-    for (int i = 0; i < o_.warmup + o_.repeat; ++i) {
-      if (o_.running) o_.running(i, o_.warmup + o_.repeat);
+    report.opened = memory();
+    for (int i = 0; i < o_.warmup; ++i) {
+      progress(i);
       SF_ASSIGN_OR_RETURN(const double ms, infer());
-      if (i < o_.warmup)
-        report.warmup_ms.push_back(ms);
-      else
-        keep(ms);
+      report.warmup_ms.push_back(ms);
     }
+    SF_RETURN_IF_ERROR(measure(report));
     // Before the probe takes memory of its own.
     report.peak_rss_bytes = peak_resident_bytes();
+    if (o_.batches) SF_RETURN_IF_ERROR(measure_batches(report));
     SF_RETURN_IF_ERROR(fill(report));
     return report;
   }
@@ -108,54 +73,119 @@ class Bench {
       if (options.robot.empty() && checkpoint.layout == weights::Layout::kOpenpi) options.robot = "none";
       SF_ASSIGN_OR_RETURN(policy_, Policy::open(o_.checkpoint, options));
     }
-    if (!o_.prompt && o_.work.tokens > policy_.info().max_tokens)
+    const PolicyInfo& info = policy_.info();
+    if (!o_.prompt && o_.work.tokens > info.max_tokens)
       return Status::invalid("--tokens " + std::to_string(o_.work.tokens) + ": the model takes at most " +
-                             std::to_string(policy_.info().max_tokens));
+                             std::to_string(info.max_tokens));
+    if (info.hardware.empty()) {
+      if (!o_.ceilings.empty())
+        return Status::invalid("--ceilings: are a GPU's; " + info.device + " measures its own");
+      return {};
+    }
+    if (!o_.ceilings.empty()) {
+      SF_ASSIGN_OR_RETURN(ceilings_, read_device_peaks(o_.ceilings, info.precision));
+    }
+    // A second backend on the same (first) device, to look at it and to probe it; it holds next to nothing.
+    SF_ASSIGN_OR_RETURN(ops::BackendChoice probe,
+                        ops::make_backend({.device = info.devices[0].device, .precision = info.precision}));
+    probe_ = std::move(probe.backend);
+    const std::optional<ops::DeviceState> state = probe_->device_state();
+    watch_ = std::make_unique<GpuWatch>(state ? state->bus : "an unknown address");
     return {};
   }
 
-  Status make_robots() {
-    for (int i = 0; i < o_.work.batch; ++i) {
-      SF_ASSIGN_OR_RETURN(Session session, policy_.new_session({.seed = static_cast<std::uint64_t>(i)}));
-      SF_ASSIGN_OR_RETURN(const Json json, parse_json(session.contract_json(), "contract"));
-      SF_ASSIGN_OR_RETURN(const contract::Contract contract, contract::contract_from_json(json, "contract"));
-      SF_ASSIGN_OR_RETURN(Robot robot, make_robot(contract, o_, architecture_.vocab, i));
-      robots_.push_back(std::move(robot));
-      sessions_.push_back(std::move(session));
-    }
-    for (std::size_t i = 0; i < robots_.size(); ++i) {
-      connect(robots_[i], o_);
-      session_pointers_.push_back(&sessions_[i]);
-      observations_.push_back(&robots_[i].observation);
-    }
-    chunks_.resize(robots_.size());
-    return {};
+  void progress(int done) const {
+    if (o_.running) o_.running(done, o_.warmup + o_.repeat);
   }
 
   Result<double> infer() {
-    const InferOptions options{.steps = o_.work.steps};
     const Clock::time_point begin = Clock::now();
-    if (sessions_.size() == 1)
-      SF_RETURN_IF_ERROR(sessions_[0].infer_into(robots_[0].observation, options, chunks_[0]));
-    else
-      SF_RETURN_IF_ERROR(infer_batch(session_pointers_, observations_, options, chunks_));
+    SF_RETURN_IF_ERROR(robots_.infer(robots_.size(), o_.work.steps));
     return std::chrono::duration<double, std::milli>(Clock::now() - begin).count();
+  }
+
+  MemoryReading memory() const {
+    MemoryReading out{resident_bytes(), {}};
+    if (probe_ != nullptr)
+      if (const auto state = probe_->device_state())
+        out.device_used = state->memory_total - state->memory_free;
+    return out;
+  }
+
+  // The timed runs. Readings and comparisons happen between them, not in them.
+  Status measure(BenchReport& report) {
+    GpuBench gpu;
+    if (watch_ != nullptr) gpu.before = watch_->read();
+    const int settled = o_.repeat / 10, every = std::max(1, o_.repeat / kReadings);
+    std::vector<std::uint64_t> hashes;  // of one period
+    for (int i = 0; i < o_.repeat; ++i) {
+      progress(o_.warmup + i);
+      const std::size_t turn = static_cast<std::size_t>(i % kPeriod);
+      if (turn == 0) robots_.reset();
+      SF_ASSIGN_OR_RETURN(const double ms, infer());
+      keep(ms);
+      std::uint64_t hash = 0xcbf29ce484222325u;
+      for (int r = 0; r < robots_.size(); ++r) hash = fnv1a64(hash, robots_.chunk(r).normalized);
+      if (turn == hashes.size()) hashes.push_back(hash);
+      report.different_repeats += hash == hashes[turn] ? 0 : 1;
+      if (watch_ != nullptr && i % every == every / 2) gpu.during.push_back(watch_->read());
+      if (i == settled) report.settled = memory();
+    }
+    report.ended = memory();
+    report.actions_hash = hashes[0];
+    report.compared_repeats = std::max(0, o_.repeat - kPeriod);
+    if (watch_ == nullptr) return {};
+    gpu.after = watch_->read();
+    gpu.problem = watch_->problem();
+    gpu.limits = watch_->limits();
+    report.gpu = std::move(gpu);
+    return {};
   }
 
   void keep(double ms) {
     samples_.end_to_end.push_back(ms);
     double before = 0, after = 0;
-    for (const ActionChunk& c : chunks_) {
-      before += c.times.preprocess;
-      after += c.times.postprocess;
+    for (int r = 0; r < robots_.size(); ++r) {
+      before += robots_.chunk(r).times.preprocess;
+      after += robots_.chunk(r).times.postprocess;
     }
-    const StageTimes& t = chunks_[0].times;  // the network ran once for all
+    const StageTimes& t = robots_.chunk(0).times;  // the network ran once for all
     samples_.preprocess.push_back(before);
     samples_.vision.push_back(t.vision);
     samples_.prefix.push_back(t.prefix);
     samples_.denoise.push_back(t.denoise);
     samples_.step.insert(samples_.step.end(), t.steps.begin(), t.steps.end());
     samples_.postprocess.push_back(after);
+    if (t.device > 0) samples_.device.push_back(t.device);
+  }
+
+  Status measure_batches(BenchReport& report) {
+    std::vector<std::vector<float>> alone;
+    robots_.reset();
+    for (int r = 0; r < robots_.size(); ++r) {
+      SF_RETURN_IF_ERROR(robots_.infer_alone(r, o_.work.steps));
+      alone.push_back(robots_.chunk(r).normalized);
+    }
+    for (int size = 1; size <= robots_.size(); ++size) {
+      BatchBench batch{.size = size, .equals_alone = true};
+      std::vector<double> samples;
+      for (int i = 0; i <= std::min(o_.repeat, kBatchRepeats); ++i) {
+        robots_.reset();
+        const Clock::time_point begin = Clock::now();
+        SF_RETURN_IF_ERROR(robots_.infer(size, o_.work.steps));
+        const double ms = std::chrono::duration<double, std::milli>(Clock::now() - begin).count();
+        if (i > 0) samples.push_back(ms);  // the first one may record
+        for (int r = 0; r < size; ++r) {
+          const std::vector<float>&got = robots_.chunk(r).normalized,
+                &want = alone[static_cast<std::size_t>(r)];
+          batch.equals_alone = batch.equals_alone && got.size() == want.size() &&
+                               std::memcmp(got.data(), want.data(), want.size() * sizeof(float)) == 0;
+        }
+      }
+      batch.ms = describe(std::move(samples));
+      report.batches.push_back(std::move(batch));
+    }
+    return {};
   }
 
   Status fill(BenchReport& report) {
@@ -169,14 +199,22 @@ class Bench {
     report.threads = info.threads;
     report.repeat = o_.repeat;
     report.warmup = o_.warmup;
+    report.ragged = o_.ragged;
+    report.soak = o_.soak;
     report.work = o_.work;
     report.work.horizon = info.horizon;
-    report.work.tokens = chunks_[0].prefix_tokens - o_.work.views * architecture_.vision.tokens();
+    report.work.tokens = robots_.chunk(0).prefix_tokens - o_.work.views * architecture_.vision.tokens();
     report.ready_s = info.ready_seconds;
     report.device_bytes = info.weight_bytes + info.workspace_bytes;
     report.end_to_end = describe(std::move(samples_.end_to_end));
+    if (!samples_.device.empty()) report.device_ms = describe(std::move(samples_.device));
     const double size = info.precision == "fp32" ? 4 : 2;
-    const Work work = count_work(architecture_, report.work, size, size);
+    std::vector<WorkShape> shapes = robots_.shapes();
+    for (WorkShape& shape : shapes) {
+      shape.horizon = info.horizon;
+      if (!o_.ragged) shape.tokens = report.work.tokens;
+    }
+    const Work work = count_batch(architecture_, shapes, size, size);
     report.stages = {{"preprocess", describe(std::move(samples_.preprocess)), {}},
                      {"vision", describe(std::move(samples_.vision)), work.vision},
                      {"prefix", describe(std::move(samples_.prefix)), work.prefix},
@@ -192,24 +230,48 @@ class Bench {
       SF_RETURN_IF_ERROR(traced.status());
       report.components = component_table(zones::collect());
     }
-    // The peaks are the CPU's: a GPU's rates stand without a share of them.
-    if (o_.peaks && info.hardware.empty()) report.peaks = measure_peaks(info.threads);
+    if (ceilings_) {
+      report.device_peaks = ceilings_;
+    } else if (o_.peaks && probe_ != nullptr) {
+      SF_ASSIGN_OR_RETURN(report.device_peaks, measure_device_peaks(*probe_));
+    } else if (o_.peaks) {
+      report.peaks = measure_peaks(info.threads);
+    }
     return {};
   }
 
   const BenchOptions& o_;
   weights::Architecture architecture_;
   Policy policy_;
-  std::vector<Robot> robots_;
-  std::vector<Session> sessions_;
-  std::vector<Session*> session_pointers_;
-  std::vector<const Observation*> observations_;
-  std::vector<ActionChunk> chunks_;
+  BenchRobots robots_;
+  std::unique_ptr<ops::Backend> probe_;
+  std::unique_ptr<GpuWatch> watch_;
+  std::optional<DevicePeaks> ceilings_;
   Samples samples_;
 };
 
 }  // namespace
 
 Result<BenchReport> run_bench(const BenchOptions& options) { return Bench(options).run(); }
+
+Status bench_outcome(const BenchReport& r) {
+  std::string problems;
+  const auto problem = [&](const std::string& text) { problems += (problems.empty() ? "" : "\n") + text; };
+  if (r.different_repeats > 0)
+    problem(std::to_string(r.different_repeats) + " of " + std::to_string(r.compared_repeats) +
+            " repeats of the same work gave other actions than before");
+  for (const BatchBench& b : r.batches)
+    if (!b.equals_alone)
+      problem("batch of " + std::to_string(b.size) + ": a request has other bits than alone");
+  if (r.soak) {
+    if (r.ended.resident > r.settled.resident + kHostSlack)
+      problem("host memory grew by " + std::to_string(r.ended.resident - r.settled.resident) +
+              " bytes over the repeats");
+    if (r.ended.device_used && r.settled.device_used && *r.ended.device_used > *r.settled.device_used)
+      problem("GPU memory grew by " + std::to_string(*r.ended.device_used - *r.settled.device_used) +
+              " bytes over the repeats");
+  }
+  return problems.empty() ? Status() : Status::check_failed(problems);
+}
 
 }  // namespace servoflow::toolkit

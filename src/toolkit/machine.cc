@@ -53,6 +53,11 @@ Json kilobytes(const char* path, std::string_view key) {
   return value.empty() ? Json(nullptr) : Json(std::strtoull(value.c_str(), nullptr, 10) * 1024);
 }
 
+std::uint64_t own_memory(std::string_view key) {
+  const Json value = kilobytes("/proc/self/status", key);
+  return value.is_null() ? 0 : value.get<std::uint64_t>();
+}
+
 std::string first_of(std::string a, std::string b) { return a.empty() ? b : a; }
 
 }  // namespace
@@ -93,9 +98,7 @@ Json build_json() {
           {"type", SF_BUILD_TYPE}};
 }
 
-std::uint64_t peak_resident_bytes() {
-  const Json value = kilobytes("/proc/self/status", "VmHWM");
-  return value.is_null() ? 0 : value.get<std::uint64_t>();
-}
+std::uint64_t peak_resident_bytes() { return own_memory("VmHWM"); }
+std::uint64_t resident_bytes() { return own_memory("VmRSS"); }
 
 }  // namespace servoflow::toolkit

@@ -15,7 +15,8 @@ Json machine_json();
 // {version, revision, compiler, flags, type}, as configured.
 Json build_json();
 
-// The largest resident set this process had so far (VmHWM); 0 where unknown.
+// The largest resident set this process had so far (VmHWM), and that of now (VmRSS); 0 where unknown.
 std::uint64_t peak_resident_bytes();
+std::uint64_t resident_bytes();
 
 }  // namespace servoflow::toolkit

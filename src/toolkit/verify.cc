@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <filesystem>
+#include <limits>
 #include <map>
 #include <memory>
 #include <optional>
@@ -62,6 +63,15 @@ class CaseJudge : public policy::StageTap {
     records_[it->second] = e.stage.exact ? judge_exact(e.stage, expected, got)
                                          : judge_stage(e.stage, expected, got, gates(e.stage));
   }
+  // Normalised actions of the same case by another way, under the gates of the watched ones.
+  void add_unwatched(const std::string& way, const Values& got) {
+    const auto it = index_.find("actions_normalized");
+    if (it == index_.end()) return;
+    const ExpectedStage& e = case_.expected[it->second];
+    unwatched_.push_back(judge_stage(e.stage, values_of(*e.tensor), got, gates(e.stage)));
+    unwatched_.back().stage += "/" + way;
+    unwatched_.back().case_name = case_.name;
+  }
   void add_actions(const Values& got, std::span<const double> scale) {
     const auto it = index_.find("actions");
     if (it == index_.end()) return;
@@ -90,6 +100,7 @@ class CaseJudge : public policy::StageTap {
     });
     std::vector<Record> out;
     for (std::size_t i : order) out.push_back(std::move(*records_[i]));
+    for (Record& r : unwatched_) out.push_back(std::move(r));
     return out;
   }
 
@@ -111,6 +122,7 @@ class CaseJudge : public policy::StageTap {
   const ToleranceTable& table_;
   std::map<std::string, std::size_t> index_;
   std::vector<std::optional<Record>> records_;
+  std::vector<Record> unwatched_;
   std::vector<std::string> slots_;
 };
 
@@ -196,6 +208,14 @@ class Verifier {
       judge.add_actions(values_of(std::span<const double>(actions), {a.horizon, width}),
                         action_scale(contract->action_norm, width));
     }
+    // Watched, a GPU goes stage by stage; unwatched it replays one record. That is what a robot gets, so it
+    // is judged as well: the first call records, the second one replays.
+    if (!info().hardware.empty())
+      for (int call = 0; call < 2; ++call) {
+        std::fill(normalized.begin(), normalized.end(), std::numeric_limits<float>::quiet_NaN());
+        SF_RETURN_IF_ERROR(network_->run({&request, 1}, c.steps, nullptr, nullptr));
+        judge.add_unwatched(call == 0 ? "recording" : "replayed", normalized_actions(c, normalized));
+      }
     return judge.finish();
   }
 

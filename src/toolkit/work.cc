@@ -1,5 +1,7 @@
 #include "toolkit/work.h"
 
+#include <utility>
+
 namespace servoflow::toolkit {
 namespace {
 
@@ -15,6 +17,17 @@ std::uint64_t gemma_kv(const weights::GemmaSizes& g) {
 
 StageWork scaled(const StageWork& w, double n) {
   return {w.weights, w.flops * n, w.weight_bytes * n, w.cache_bytes * n};
+}
+
+// What follows from vision, prefix and one step.
+void sum_up(Work& w, int steps) {
+  w.denoise = scaled(w.step, steps);
+  w.all = {.weights = w.vision.weights + w.prefix.weights + w.step.weights};
+  for (const StageWork* s : {&w.vision, &w.prefix, &w.denoise}) {
+    w.all.flops += s->flops;
+    w.all.weight_bytes += s->weight_bytes;
+    w.all.cache_bytes += s->cache_bytes;
+  }
 }
 
 }  // namespace
@@ -52,13 +65,26 @@ Work count_work(const weights::Architecture& a, const WorkShape& shape, double w
   out.step.cache_bytes = cached;
   out.modulation_weights = u(2 * e.depth + 1) * 3 * u(e.width) * u(e.width) + 2 * u(e.width) * u(e.width);
 
-  out.denoise = scaled(out.step, shape.steps);
-  out.all.weights = out.vision.weights + out.prefix.weights + out.step.weights;
-  for (const StageWork* s : {&out.vision, &out.prefix, &out.denoise}) {
-    out.all.flops += s->flops;
-    out.all.weight_bytes += s->weight_bytes;
-    out.all.cache_bytes += s->cache_bytes;
+  sum_up(out, shape.steps);
+  return out;
+}
+
+Work count_batch(const weights::Architecture& a, std::span<const WorkShape> requests, double weight_size,
+                 double cache_size) {
+  Work out;
+  for (std::size_t i = 0; i < requests.size(); ++i) {
+    const Work one = count_work(a, requests[i], weight_size, cache_size);
+    if (i == 0) {
+      out = one;
+      continue;
+    }
+    for (const auto& [sum, part] : {std::pair(&out.vision, &one.vision), std::pair(&out.prefix, &one.prefix),
+                                    std::pair(&out.step, &one.step)}) {
+      sum->flops += part->flops;
+      sum->cache_bytes += part->cache_bytes;
+    }
   }
+  if (!requests.empty()) sum_up(out, requests[0].steps);
   return out;
 }
 

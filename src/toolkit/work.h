@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 
 #include "core/json.h"
 #include "weights/architecture.h"
@@ -33,6 +34,10 @@ struct Work {
 // `weight_size` and `cache_size` are bytes per stored weight and per cached K or V element.
 Work count_work(const weights::Architecture& architecture, const WorkShape& shape, double weight_size,
                 double cache_size);
+
+// The same for a batch of different requests (`batch` of each is 1): rows add up, weights are read once.
+Work count_batch(const weights::Architecture& architecture, std::span<const WorkShape> requests,
+                 double weight_size, double cache_size);
 
 Json work_to_json(const StageWork& work);
 

@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <vector>
 
 namespace servoflow::toolkit {
 namespace {
@@ -50,6 +51,13 @@ TEST(Work, FollowsViewsTokensHorizonAndSteps) {
 TEST(Work, ABatchSharesWeightsButNotArithmetic) {
   const Work one = count_work(pi05(), {}, 2, 2), four = count_work(pi05(), {.batch = 4}, 2, 2);
   EXPECT_DOUBLE_EQ(four.all.flops, 4 * one.all.flops);
+  const std::vector<WorkShape> same(4), ragged = {{.tokens = 200}, {.views = 1, .tokens = 48}};
+  EXPECT_DOUBLE_EQ(count_batch(pi05(), same, 2, 2).all.flops, four.all.flops);
+  EXPECT_DOUBLE_EQ(count_batch(pi05(), same, 2, 2).all.weight_bytes, four.all.weight_bytes);
+  const Work both = count_batch(pi05(), ragged, 2, 2), short_one = count_work(pi05(), ragged[1], 2, 2);
+  EXPECT_DOUBLE_EQ(both.all.flops, one.all.flops + short_one.all.flops);
+  EXPECT_DOUBLE_EQ(both.denoise.cache_bytes, one.denoise.cache_bytes + short_one.denoise.cache_bytes);
+  EXPECT_DOUBLE_EQ(both.denoise.weight_bytes, one.denoise.weight_bytes);
   EXPECT_DOUBLE_EQ(four.all.weight_bytes, one.all.weight_bytes);
   EXPECT_DOUBLE_EQ(four.step.cache_bytes, 4 * one.step.cache_bytes);
   // 712 rows of K and V, one head of 256, 18 layers, two bytes each.

@@ -396,6 +396,20 @@ class Bench(Cli):
         self.refused("bench", OPENPI, "--robot", "libero", "--horizon", "9", saying="--horizon")
         self.refused("bench", "--synthetic", "tiny", "--views", "4", saying="--views 4")
 
+    def test_soak_and_ragged_batches(self):
+        report = self.json("bench", "--synthetic", "tiny", "--batch", "3", "--ragged", "--batches", "--soak", "--repeat", "55", "--steps", "1",
+                           "--tokens", "20", "--horizon", "4", "--no-peaks")
+        self.assertEqual([b["batch"] for b in report["batches"]], [1, 2, 3])
+        self.assertTrue(all(b["equals_alone"] for b in report["batches"]))
+        self.assertEqual(report["actions"]["compared_repeats"], 5)
+        self.assertEqual(report["actions"]["different_repeats"], 0)
+        self.assertEqual(set(report["memory"]), {"opened", "settled", "ended"})
+        self.assertGreater(report["memory"]["ended"]["resident_bytes"], 0)
+        for key in ("gpu", "device_ms", "device_peaks"):
+            self.assertIsNone(report[key])
+        self.refused("bench", "--synthetic", "tiny", "--ceilings", "bench/ceilings/h200.json", saying="--ceilings")
+        self.refused("bench", "--synthetic", "tiny", "--device", "cpu,", saying="entry is empty")
+
 
 if __name__ == "__main__":
     unittest.main(argv=[sys.argv[0], *sys.argv[2:]])

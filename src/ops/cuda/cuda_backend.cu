@@ -249,6 +249,23 @@ void CudaBackend::download(void* host, const void* device, std::size_t bytes) {
     ok(cudaStreamSynchronize(stream_.stream), "download");
 }
 
+void CudaBackend::copy(void* to, const void* from, std::size_t bytes) {
+  if (failed() || bytes == 0) return;
+  select();
+  ok(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream_.stream), "copy");
+}
+
+std::optional<DeviceState> CudaBackend::device_state() const {
+  select();
+  DeviceState state;
+  char bus[32] = {};
+  std::size_t available = 0, total = 0;
+  if (cudaDeviceGetPCIBusId(bus, sizeof(bus), ordinal_) != cudaSuccess ||
+      cudaMemGetInfo(&available, &total) != cudaSuccess)
+    return {};
+  return DeviceState{bus, total, available};
+}
+
 Status CudaBackend::wait() {
   select();
   if (const cudaError_t e = cudaStreamSynchronize(stream_.stream); e != cudaSuccess) {
@@ -347,6 +364,11 @@ void CudaBackend::read_cache(const KvCache& c, int layer, int slot, int rows, st
 namespace servoflow::ops {
 
 bool cuda_is_built() { return true; }
+
+int cuda_device_count() {
+  int devices = 0;
+  return cudaGetDeviceCount(&devices) == cudaSuccess ? devices : 0;
+}
 
 Result<std::unique_ptr<Backend>> make_cuda_backend(const std::string& precision, int ordinal) {
   return make_cuda_backend(precision, ordinal, CudaPath::kBest);

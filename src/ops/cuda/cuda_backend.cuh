@@ -23,6 +23,7 @@ class CudaBackend : public Backend {
 
   std::string name() const override { return name_; }
   std::string hardware() const override { return hardware_; }
+  std::optional<DeviceState> device_state() const override;
   std::string device() const override { return "cuda:" + std::to_string(ordinal_); }
   DType activation_dtype() const override { return half_ ? DType::kBF16 : DType::kF32; }
   std::int64_t pitch(int cols, DType dtype) const override;
@@ -36,6 +37,7 @@ class CudaBackend : public Backend {
   void generate(void* device, DType dtype, std::uint64_t count, const Sequence& sequence) override;
   void upload(void* device, const void* host, std::size_t bytes) override;
   void download(void* host, const void* device, std::size_t bytes) override;
+  void copy(void* to, const void* from, std::size_t bytes) override;
   void read_cache(const KvCache& cache, int layer, int slot, int rows, std::span<float> k,
                   std::span<float> v) override;
   bool records() const override { return true; }

@@ -4,6 +4,7 @@
 namespace servoflow::ops {
 
 bool cuda_is_built() { return false; }
+int cuda_device_count() { return 0; }
 
 Result<std::unique_ptr<Backend>> make_cuda_backend(const std::string&, int) {
   return Status::runtime("--device cuda: this build of servoflow has no CUDA backend; use --device cpu");

@@ -1,8 +1,9 @@
-"""pi0.5 at full size on synthetic weights (docs/synthetic-checkpoints.md): expected outputs in golden format, FP32 or BF16, torch CPU.
+"""pi0.5 at full size on synthetic weights (docs/synthetic-checkpoints.md): expected outputs in golden format, FP32 or BF16, torch on CPU or GPU.
 
-usage: fullsize.py check <golden openpi checkpoint>            proves this code on the golden cases
-       fullsize.py make OUT.safetensors --seed S --views 2 --tokens 200 --steps 10 [--bf16]
-Weights are generated layer by layer (BF16-rounded), so memory stays small. Input recipe: see `inputs`.
+usage: fullsize.py check <golden openpi checkpoint> [--device cuda]   proves this code on the golden cases
+       fullsize.py make OUT.safetensors --seed S --views 2 --tokens 200 --steps 10 [--bf16] [--device cuda]
+Weights are generated layer by layer (BF16-rounded), so memory stays small. Input recipe: see `inputs`. FP32 on a GPU
+means FP32: TF32 and reductions in lower precision are off.
 """
 import argparse, json, math, pathlib, sys, time
 import numpy as np, torch, torch.nn.functional as F
@@ -14,22 +15,36 @@ PALI, EXPERT = 'paligemma_with_expert.paligemma.', 'paligemma_with_expert.gemma_
 V, L = PALI + 'model.vision_tower.vision_model.', PALI + 'model.language_model.'
 SLOTS = ('base_0_rgb', 'left_wrist_0_rgb', 'right_wrist_0_rgb')
 
+DEVICE = 'cpu'
+
+def values_on_gpu(name, shape, seed=0):
+    """synth.values in torch: int64 wraps as uint64 does, and a masked shift is the logical one."""
+    signed = lambda v: (v & synth.M64) - (1 << 64 if v & 1 << 63 else 0)
+    shift = lambda z, k: (z >> k) & ((1 << (64 - k)) - 1)
+    n, (amp, off) = math.prod(shape), synth.rule(name, shape); out = torch.empty(n, dtype=torch.float32, device=DEVICE)
+    for a in range(0, n, 1 << 26):
+        b = min(n, a + (1 << 26)); z = torch.arange(a + 1, b + 1, dtype=torch.int64, device=DEVICE) * signed(0x9E3779B97F4A7C15) + signed(synth.fnv1a(name) ^ seed)
+        z = (z ^ shift(z, 30)) * signed(0xBF58476D1CE4E5B9); z = (z ^ shift(z, 27)) * signed(0x94D049BB133111EB); z = z ^ shift(z, 31)
+        out[a:b] = (shift(z, 40).float() * 2.0 ** -24 * 2 - 1) * float(np.float32(amp)) + float(np.float32(off))
+    return out
+
 class Synthetic:
     def __init__(s, seed, horizon=50):
         s.shapes, s.seed = synth.pi05_tensors(), seed
         s.vision, s.gemma, s.expert, s.horizon = dict(depth=27, heads=16, patch=14), dict(depth=18, heads=8, head_dim=256), 1024, horizon
     def __call__(s, name):
-        return torch.from_numpy(synth.values(name, s.shapes[name], s.seed)).reshape(s.shapes[name]).bfloat16()
+        make = values_on_gpu if DEVICE != 'cpu' else lambda *a: torch.from_numpy(synth.values(*a))
+        return make(name, s.shapes[name], s.seed).reshape(s.shapes[name]).bfloat16()
     def has(s, name): return name in s.shapes
     def rows(s, ids):
         n = PALI + 'lm_head.weight'; w = s.shapes[n][1]
-        return torch.stack([torch.from_numpy(synth.values(n, s.shapes[n], s.seed, int(i) * w, w)) for i in ids]).bfloat16()
+        return torch.stack([torch.from_numpy(synth.values(n, s.shapes[n], s.seed, int(i) * w, w)) for i in ids]).bfloat16().to(DEVICE)
 
 class Stored:
     def __init__(s, folder):
         s.f = safe_open(str(folder / 'model.safetensors'), 'pt'); c = json.loads((folder / 'config.json').read_text()); a = c['architecture']; s.keys = set(s.f.keys())
         s.vision, s.gemma, s.expert, s.horizon = a['vision'], a['prefix'], a['expert']['width'], c['action_horizon']
-    def __call__(s, name): return s.f.get_tensor(name)
+    def __call__(s, name): return s.f.get_tensor(name).to(DEVICE)
     def has(s, name): return name in s.keys
     def rows(s, ids): return s(PALI + 'lm_head.weight')[torch.tensor(ids)]
 
@@ -73,7 +88,7 @@ class Net:
         return x + g * s.lin(F.gelu(s.lin(y, b + 'mlp.gate_proj'), approximate='tanh') * s.lin(y, b + 'mlp.up_proj'), b + 'mlp.down_proj'), kv
     def cond(s, t):
         h = s.w.expert // 2; per = 4e-3 * 1e3 ** np.linspace(0, 1, h); a = t / per * 2 * math.pi
-        x = torch.from_numpy(np.concatenate([np.sin(a), np.cos(a)]).astype(np.float32))
+        x = torch.from_numpy(np.concatenate([np.sin(a), np.cos(a)]).astype(np.float32)).to(DEVICE)
         return F.silu(s.lin(F.silu(s.lin(x, 'time_mlp_in', True)), 'time_mlp_out', True))
     def run(s, images, ids, noise, steps, keep=()):
         out = {}
@@ -115,12 +130,14 @@ def inputs(seed, views, tokens, horizon=50):
 def main():
     torch.manual_seed(0); torch.set_grad_enabled(False); a = argparse.ArgumentParser(); a.add_argument('cmd'); a.add_argument('path', type=pathlib.Path)
     for k, d in (('seed', 0), ('views', 2), ('tokens', 200), ('steps', 10)): a.add_argument('--' + k, type=int, default=d)
-    a.add_argument('--bf16', action='store_true'); a = a.parse_args()
+    a.add_argument('--bf16', action='store_true'); a.add_argument('--device', default='cpu'); a = a.parse_args()
+    global DEVICE; DEVICE = a.device; torch.set_default_device(DEVICE); torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
     if a.cmd == 'check':
         net = Net(Stored(a.path), torch.float32)
         for c in sorted((a.path / 'cases').glob('*.safetensors')):
             with safe_open(str(c), 'pt') as f:
-                m = f.metadata(); g = {k: f.get_tensor(k) for k in f.keys()}
+                m = f.metadata(); g = {k: f.get_tensor(k).to(DEVICE) for k in f.keys()}
             if 'expect/image/base_0_rgb' not in g and any(v.shape[:2] != (224, 224) for k, v in g.items() if k.startswith('input/image')): continue
             im = {k: g.get(f'expect/image/{k}', g[f'input/image/{k}'].float() / 255 * 2 - 1) for k in SLOTS if f'input/image/{k}' in g}
             o = net.run(im, g['expect/tokens'][g['expect/token_mask']].tolist(), g['input/noise'], int(m['steps']))
@@ -128,12 +145,12 @@ def main():
             print(c.name, 'worst error / rms', worst)
         return
     t0 = time.time(); net = Net(Synthetic(a.seed), torch.bfloat16 if a.bf16 else torch.float32); im, ids, noise = inputs(a.seed, a.views, a.tokens)
-    o = net.run({k: torch.from_numpy(v).float() / 255 * 2 - 1 for k, v in im.items()}, ids.tolist(), torch.from_numpy(noise), a.steps)
+    o = net.run({k: torch.from_numpy(v).to(DEVICE).float() / 255 * 2 - 1 for k, v in im.items()}, ids.tolist(), torch.from_numpy(noise).to(DEVICE), a.steps)
     d = {f'input/image/{k}': v for k, v in im.items()} | {'input/noise': noise, 'input/state': np.zeros(8, np.float32), 'expect/tokens': np.pad(ids, (0, 200 - len(ids))), 'expect/token_mask': np.arange(200) < len(ids)}
     layers = {0, 8, 17}
     for k, v in o.items():
         if k.startswith('prefix/layer') and int(k.split('/')[1][5:]) not in layers or k == 'prefix/embeddings' or k.startswith('vision') and 'base' not in k: continue
-        d['expect/' + k] = np.ascontiguousarray(v.float().numpy())
+        d['expect/' + k] = np.ascontiguousarray(v.float().cpu().numpy())
     save_file(d, str(a.path), {'format_version': '2', 'entry': 'tokens', 'prompt_mode': 'none', 'action_width': 'none', 'max_tokens': '200', 'image_mask': ' '.join('1' if k in im else '0' for k in SLOTS), 'tolerances': json.dumps({'fp32': {k: {'max': 2e-5} for k in ('vision', 'v', 'time', 'velocity', 'x', 'actions_normalized')} | {'k': {'max': 3e-4}, 't': {'max': 0}}, 'bf16': {'velocity': {'cosine': 0.9999}, 'actions_normalized': {'rms': 0.006, 'cosine': 0.99998}}}), 'steps': str(a.steps), 'format': 'openpi', 'robot': 'none', 'slots': ' '.join(im), 'seed': str(a.seed), 'inputs': 'token ids given', 'precision': 'fp32', 'about': 'synthetic pi0.5, weights rounded to bf16'})
     v = o['actions_normalized']; print('done', round(time.time() - t0), 's; x std', v.std().item(), 'v0 std', o['step0/v'].std().item(), 'vision std', o['vision/base_0_rgb'].float().std().item(), 'k std', [round(o[f'prefix/layer{i}/k'].float().std().item(), 3) for i in (0, 8, 17)])
 
