@@ -76,18 +76,8 @@ struct Computer {
   __device__ __forceinline__ void give_back(int slot, int arrivals) const {
     if (lane < arrivals) barrier_arrive(barriers.empty(slot));
   }
-  // A count waits behind the copies that are under way, so that chunks used last go back after it.
-  int held[4] = {}, holds = 0, held_arrivals = 0;
-  template <int kAt>
-  __device__ __forceinline__ void hold(int slot, int arrivals) {
-#ifdef SF_NO_HOLD
-    give_back(slot, arrivals);
-#else
-    held[kAt] = slot;
-    holds = kAt + 1;
-    held_arrivals = arrivals;
-#endif
-  }
+  // A count waits behind the copies that are under way, so that the last chunk goes back after it.
+  int held = -1;
   // The end of a task: what it wrote is counted, and its part of shared memory is free.
   __device__ __forceinline__ void finish(unsigned* first, unsigned* second = nullptr) {
     SF_STAMP(6);
@@ -97,44 +87,42 @@ struct Computer {
     if (thread == 0 && first != nullptr) count_one(first);
     if (thread == 64 && second != nullptr) count_one(second);
     __syncwarp();
-#pragma unroll
-    for (int i = 0; i < 4; ++i)
-      if (i < holds) give_back(held[i], held_arrivals);
-    holds = 0;
-    SF_STAMP(7);
+    if (held >= 0) give_back(held, 2);
+    held = -1;
   }
 
-  // sum += rows · weightsᵀ over this warpgroup's chunks.
-  template <int kN, int kChunks, int kDepth>
-  __device__ __forceinline__ void multiply(float (&sum)[kN / 2]) {
-    constexpr std::uint32_t kGroupBytes = kChunks * kDepth * 16;
+  // sum += rows · weightsᵀ over this warpgroup's chunks. Loops stay loops: code that does not fit the
+  // instruction cache costs more than they do.
+  template <int kN, int kDepth>
+  __device__ __forceinline__ void multiply(float (&sum)[kN / 2], int chunks) {
+    const std::uint32_t group_bytes = static_cast<std::uint32_t>(chunks) * kDepth * 16;
+    Ring at = ring.ahead(warpgroup);
     int previous = 0;
-#pragma unroll
-    for (int c = 0; c < kChunks / 2; ++c) {
+#pragma unroll 1
+    for (int c = 0; c < chunks / 2; ++c) {
       const int chunk = 2 * c + warpgroup;
-      const Ring at = ring.ahead(chunk);
       wait_rows(chunk * kDepth / 256);
       if (c == 0) SF_STAMP(1);
       barrier_wait(barriers.full(at.slot), at.parity);
       if (c == 0) SF_STAMP(2);
-      const std::uint64_t a = core_descriptor(base + chunk * kDepth * 16, kGroupBytes);
-      const std::uint64_t b = core_descriptor(base + kRing + at.slot * kSlotBytes, kDepth * 16);
+      const std::uint64_t a =
+          core_descriptor(base + static_cast<std::uint32_t>(chunk) * kDepth * 16, group_bytes);
+      const std::uint64_t b =
+          core_descriptor(base + kRing + static_cast<std::uint32_t>(at.slot) * kSlotBytes, kDepth * 16);
       wgmma_fence();
 #pragma unroll
       for (int k = 0; k < kDepth / 16; ++k) expert_wgmma(sum, a + 16 * k, b + 16 * k);
       wgmma_commit();
       if (c > 0) {
         wgmma_wait<1>();
-        if (c >= kChunks / 2 - 1) {
-          hold<0>(previous, 2);
-        } else {
-          give_back(previous, 2);
-        }
+        give_back(previous, 2);
       }
       previous = at.slot;
+      at.advance(2);
     }
     wgmma_wait<0>();
-    hold<kChunks / 2 - 1 < 1 ? kChunks / 2 - 1 : 1>(previous, 2);
+    held = previous;
+    ring.advance(chunks);
     SF_STAMP(3);
   }
 
@@ -145,7 +133,7 @@ struct Computer {
   struct Ended {
     static constexpr int kGroups = kN / 16, kFirst = (kGroups + 1) / 2;
     float pair[kFirst][2][4];  // [group][row][first 0, second 0, first 1, second 1]
-    int group0, count;
+    int group0;
   };
   template <int kN>
   __device__ __forceinline__ void add_up(const float (&sum)[kN / 2], Ended<kN>& out) {
@@ -153,7 +141,6 @@ struct Computer {
     auto* handed = reinterpret_cast<float4*>(shared + kHandedAt);
     const int t = thread % 128;
     out.group0 = warpgroup == 0 ? 0 : kFirst;
-    out.count = warpgroup == 0 ? kFirst : kGroups - kFirst;
     compute_sync();  // nobody reads the rows any more
     const auto tile = [&](int i) {
       return make_float4(sum[4 * i], sum[4 * i + 1], sum[4 * i + 2], sum[4 * i + 3]);
@@ -168,15 +155,10 @@ struct Computer {
     compute_sync();
 #pragma unroll
     for (int i = 0; i < kFirst; ++i) {
-      if (i >= out.count) break;
-      float4 first, second;
-      if (warpgroup == 0) {
-        first = tile(2 * i);
-        second = tile(2 * i + 1);
-      } else if (kFirst + i < kGroups) {
-        first = tile(min(2 * (kFirst + i), 2 * kGroups - 2));
-        second = tile(min(2 * (kFirst + i) + 1, 2 * kGroups - 1));
-      }
+      const int theirs =
+          kFirst + i < kGroups ? kFirst + i : kGroups - 1;  // the second's last may be one less
+      const float4 first = warpgroup == 0 ? tile(2 * i) : tile(2 * theirs);
+      const float4 second = warpgroup == 0 ? tile(2 * i + 1) : tile(2 * theirs + 1);
       const float4 a = handed[2 * (out.group0 + i) * 128 + t],
                    b = handed[(2 * (out.group0 + i) + 1) * 128 + t];
       out.pair[i][0][0] = first.x + a.x;
@@ -233,8 +215,7 @@ struct Computer {
       take(sine[e]);
     }
     float sum[16] = {};
-    multiply<32, 4, 256>(sum);
-    ring.advance(4);
+    multiply<32, 256>(sum, 4);
     rows_parity ^= 15;
     Ended<32> ended;
     add_up<32>(sum, ended);
@@ -265,17 +246,17 @@ struct Computer {
   }
 
   // ---- gate and up
-  template <int kN>
   __device__ __forceinline__ void gate_up(const Request& r, int request, int step, int layer) {
     forget();
     SF_TASK(3);
+    constexpr int kN = kMostWeights;  // fewer are multiplied with whatever lies behind them, and forgotten
     constexpr int kFirst = Ended<kN>::kFirst;
     const int group0 = gated_group(block) + warpgroup * kFirst;
     const float* s = shift(step, layer) + kExpertQkv + 8 * group0 + 2 * quad;
     float2 gate_shift[kFirst] = {}, up_shift[kFirst] = {};
 #pragma unroll
     for (int i = 0; i < kFirst; ++i)
-      if (warpgroup == 0 || kFirst + i < kN / 16) {
+      if (warpgroup * kFirst + i < gated_groups(block)) {
         gate_shift[i] = __ldg(reinterpret_cast<const float2*>(s + 8 * i));
         up_shift[i] = __ldg(reinterpret_cast<const float2*>(s + kExpertMlp + 8 * i));
       }
@@ -285,8 +266,7 @@ struct Computer {
       take(up_shift[i]);
     }
     float sum[kN / 2] = {};
-    multiply<kN, 8, 128>(sum);
-    ring.advance(8);
+    multiply<kN, 128>(sum, 8);
     rows_parity ^= 15;
     Ended<kN> ended;
     add_up<kN>(sum, ended);
@@ -295,7 +275,7 @@ struct Computer {
     __nv_bfloat16* hidden = op.hidden + static_cast<std::int64_t>(request) * kLoopRows * kExpertMlp;
 #pragma unroll
     for (int i = 0; i < kFirst; ++i)
-      if (i < ended.count)
+      if (ended.group0 + i < gated_groups(block))
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
           const int token = row + 8 * e;
@@ -324,15 +304,16 @@ struct Computer {
 
   // ---- out and down: residual += gate * sum, and what the next norm needs. Rank r of the cluster ends rows
   // 8 r … 8 r + 7 of the cluster's columns, a warp each.
-  template <int kN, int kChunks>
-  __device__ __forceinline__ void into_rows(const Request& r, int request, const float* gate,
-                                            const float* next_scale, std::uint32_t parts) {
+  __device__ __forceinline__ void into_rows(int chunks, const Request& r, int request, const float* gate,
+                                            const float* next_scale) {
     forget();
-    SF_TASK(kChunks == 2 ? 2 : 4);
+    SF_TASK(chunks == 2 ? 2 : 4);
+    constexpr int kN = kMostWeights;
+    const int groups = column_groups(cluster);
     const bool owns = rank < r.groups;
-    announce(owns ? kLoopRanks * 8 * kN * 4 : 0);
+    announce(owns ? kLoopRanks * 8 * groups * 64 : 0);
     const int column = 16 * column_group(cluster) + 4 * lane;
-    const bool ends = owns && lane < kN / 4 && 8 * rank + warp < r.s.rows;
+    const bool ends = owns && lane < 4 * groups && 8 * rank + warp < r.s.rows;
     float4 factor = {}, scale = {};
     if (ends) {
       factor = __ldg(reinterpret_cast<const float4*>(gate + column));
@@ -341,9 +322,8 @@ struct Computer {
     take(factor);
     take(scale);
     float sum[kN / 2] = {};
-    multiply<kN, kChunks, 128>(sum);
-    ring.advance(kChunks);
-    rows_parity ^= parts;
+    multiply<kN, 128>(sum, chunks);
+    rows_parity ^= chunks == 2 ? 1 : 3;
     const int token = 8 * rank + warp;
     float* residual = op.edge.residual + (r.s.row_begin + token) * op.edge.residual_pitch + column;
     float4 x = {};
@@ -360,7 +340,7 @@ struct Computer {
         const std::uint32_t place = remote + kReceived + (rank * 8 + lane / 4) * 20 * 16 + quad * 16;
 #pragma unroll
         for (int i = 0; i < Ended<kN>::kFirst; ++i)
-          if (i < ended.count) {
+          if (ended.group0 + i < groups) {
             const float(&v)[4] = ended.pair[i][e];
             send_quad(place + (ended.group0 + i) * 64, remote + (barriers.received() - base),
                       __float_as_uint(v[0]), __float_as_uint(v[1]), __float_as_uint(v[2]),
@@ -441,39 +421,31 @@ struct Computer {
 
   __device__ __forceinline__ void run() {
     wait_for_inputs();
-    for (int step = op.first; step < op.first + op.steps; ++step) {
+#pragma unroll 1
+    for (int step = op.first;; ++step) {
       edge(step);
+      if (step == op.first + op.steps) break;
+#pragma unroll 1
       for (int layer = 0; layer < op.depth; ++layer) {
         if (has_qkv(block))
+#pragma unroll 1
           for (int i = 0; i < requests; ++i) qkv(request(i), i, step, layer);
+#pragma unroll 1
         for (int i = 0; i < requests; ++i)
           if (const Request r = request(i); cluster < r.tiles) attention(r, i);
-        const float *before = modulation(step, 2 * layer), *between = modulation(step, 2 * layer + 1),
-                    *after = layer + 1 < op.depth ? modulation(step, 2 * layer + 2) : nullptr;
-        for (int i = 0; i < requests; ++i) {
-          if (column_groups(cluster) == 5) {
-            into_rows<80, 2>(request(i), i, before + 2 * kExpertWidth, between, 1);
-          } else {
-            into_rows<64, 2>(request(i), i, before + 2 * kExpertWidth, between, 1);
-          }
-        }
-        for (int i = 0; i < requests; ++i) {
-          if (gated_groups(block) == 5) {
-            gate_up<80>(request(i), i, step, layer);
-          } else {
-            gate_up<64>(request(i), i, step, layer);
-          }
-        }
-        for (int i = 0; i < requests; ++i) {
-          if (column_groups(cluster) == 5) {
-            into_rows<80, 4>(request(i), i, between + 2 * kExpertWidth, after, 3);
-          } else {
-            into_rows<64, 4>(request(i), i, between + 2 * kExpertWidth, after, 3);
-          }
+#pragma unroll 1
+        for (int half = 0; half < 2; ++half) {
+          const int site = 2 * layer + half;
+          const float* gate = modulation(step, site) + 2 * kExpertWidth;
+          const float* next = site + 1 < 2 * op.depth ? modulation(step, site + 1) : nullptr;
+          if (half == 1)
+#pragma unroll 1
+            for (int i = 0; i < requests; ++i) gate_up(request(i), i, step, layer);
+#pragma unroll 1
+          for (int i = 0; i < requests; ++i) into_rows(half == 0 ? 2 : 4, request(i), i, gate, next);
         }
       }
     }
-    edge(op.first + op.steps);
   }
 };
 
@@ -493,29 +465,30 @@ __device__ __forceinline__ void Computer::attention(const Request& r, int reques
   for (int c = 0; c < 16; ++c)
     load_matrix(q[c], base + static_cast<std::uint32_t>((slab + lane % 16) * kKeyPitch +
                                                         (16 * c + lane / 16 * 8) * 2));
-  float p[kMostChunks + 1][4];                                  // the last: the suffix's eight keys
-  const auto score = [&](std::uint32_t keys, float(&out)[4]) {  // eight keys, one a row
-    keys += static_cast<std::uint32_t>(lane % 8 * kKeyPitch + lane / 8 * 16);
+  float p[kMostChunks + 1][4];                                   // the last: the suffix's eight keys
+  const auto score = [&](std::uint32_t first, float(&out)[4]) {  // eight keys, one a row
+    first += static_cast<std::uint32_t>(lane % 8 * kKeyPitch + lane / 8 * 16);
     float parts[4][4] = {};
 #pragma unroll
     for (int c = 0; c < 8; ++c) {
       std::uint32_t b[4];
-      load_matrix(b, keys + c * 64);
+      load_matrix(b, first + c * 64);
       mma(parts[c % 2 * 2], q[2 * c], b[0], b[1]);
       mma(parts[c % 2 * 2 + 1], q[2 * c + 1], b[2], b[3]);
     }
 #pragma unroll
     for (int e = 0; e < 4; ++e) out[e] = parts[0][e] + parts[1][e] + (parts[2][e] + parts[3][e]);
   };
+  Ring keys = ring;
 #pragma unroll
   for (int chunk = 0; chunk < kMostChunks; ++chunk) {
     if (chunk >= r.chunks) break;
-    const Ring at = ring.ahead(chunk);
-    barrier_wait(barriers.full(at.slot), at.parity);
-    score(base + kRing + at.slot * kSlotBytes + static_cast<std::uint32_t>(8 * quarter * kKeyPitch),
+    barrier_wait(barriers.full(keys.slot), keys.parity);
+    score(base + kRing + keys.slot * kSlotBytes + static_cast<std::uint32_t>(8 * quarter * kKeyPitch),
           p[chunk]);
     __syncwarp();
-    give_back(at.slot, 1);
+    give_back(keys.slot, 1);
+    keys.advance(1);
   }
   wait_rows(1);
   if (quarter == 0) score(base + kSuffixAt, p[kMostChunks]);
@@ -584,21 +557,17 @@ __device__ __forceinline__ void Computer::attention(const Request& r, int reques
     }
   };
   add_values(kLoopKeys, base + kSuffixAt + 16 * kKeyPitch);
-#pragma unroll
-  for (int chunk = 0; chunk < kMostChunks; ++chunk) {
-    if (chunk >= r.chunks) break;
-    const Ring at = ring.ahead(r.chunks + chunk);
+  Ring at = ring.ahead(r.chunks);
+#pragma unroll 1
+  for (int chunk = 0; chunk < r.chunks; ++chunk, at.advance(1)) {
     barrier_wait(barriers.full(at.slot), at.parity);
 #pragma unroll
     for (int k = 0; k < 2; ++k)
       add_values(chunk * kChunkKeys + 16 * k, base + kRing + at.slot * kSlotBytes + 16 * k * kKeyPitch);
     __syncwarp();
-    if (chunk == 0) hold<0>(at.slot, 1);
-    if (chunk == 1) hold<1>(at.slot, 1);
-    if (chunk == 2) hold<2>(at.slot, 1);
-    if (chunk == 3) hold<3>(at.slot, 1);
+    give_back(at.slot, 1);
   }
-  ring.advance(2 * r.chunks);
+  ring = at;
   rows_parity ^= 3;
   SF_STAMP(4);
   wait_until_all_may_send();

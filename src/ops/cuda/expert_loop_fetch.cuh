@@ -17,26 +17,21 @@ struct Fetcher {
   __device__ __forceinline__ Request request(int i) const { return Request(segments[i]); }
 
   // ---- weights, keys and values
-  struct Policies {
-    std::uint64_t once, often;
-  };
-  // kDepth columns from `depth0` of `tiles` tiles of eight weight rows, from tile `tile0` of [rows, width].
-  template <int kDepth>
+  // `chunks` chunks of `depth` columns from `depth0`, of `tiles` tiles of eight weight rows from tile `tile0`
+  // of [rows, width].
   __device__ __forceinline__ void fetch_weights(const __nv_bfloat16* weight, int tile0, int tiles, int width,
-                                                int depth0, std::uint64_t policy, int ahead = 0) {
+                                                int depth0, int depth, int chunks, std::uint64_t policy) {
     const __nv_bfloat16* from = weight + static_cast<std::int64_t>(tile0 + lane) * width * 8 + depth0 * 8;
-#ifdef SF_PREFETCH
-    if (ahead > 0 && lane < tiles)
-      asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(ahead * kDepth * 16)
-                   : "memory");
-#endif
-    barrier_wait(barriers.empty(ring.slot), ring.parity ^ 1);
-    if (lane == 0) barrier_expect(barriers.full(ring.slot), static_cast<std::uint32_t>(tiles * kDepth * 16));
-    __syncwarp();
-    if (lane < tiles)
-      bulk_load(base + kRing + ring.slot * kSlotBytes + lane * kDepth * 16, from, kDepth * 16,
-                barriers.full(ring.slot), policy);
-    ring.advance(1);
+#pragma unroll 1
+    for (int c = 0; c < chunks; ++c, from += depth * 8) {
+      const std::uint32_t full = barriers.full(ring.slot);
+      barrier_wait(barriers.empty(ring.slot), ring.parity ^ 1);
+      if (lane == 0) barrier_expect(full, static_cast<std::uint32_t>(tiles * depth * 16));
+      __syncwarp();
+      if (lane < tiles)
+        bulk_load(base + kRing + ring.slot * kSlotBytes + lane * depth * 16, from, depth * 16, full, policy);
+      ring.advance(1);
+    }
   }
   // 32 of this rank's keys, or their values; what belongs to the suffix is left out.
   __device__ __forceinline__ void fetch_keys(const void* side, const Request& r, int chunk,
@@ -60,44 +55,53 @@ struct Fetcher {
   }
 
   __device__ __forceinline__ void weights() {
-    Policies policy;
-    asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy.once));
-    asm volatile("createpolicy.fractional.L2::evict_last.b64 %0, 1.0;" : "=l"(policy.often));
+    std::uint64_t once, often;
+    asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(once));
+    asm volatile("createpolicy.fractional.L2::evict_last.b64 %0, 1.0;" : "=l"(often));
     const int columns = 2 * column_group(cluster), column_tiles = 2 * column_groups(cluster);
-    const int gated = 2 * gated_group(block), gated_tiles = 2 * gated_groups(block);
+    constexpr int kAttention = 1, kTasks = 5;
     bool ready = false;
-    for (int step = 0; step < op.steps; ++step)
-      for (int layer = 0; layer < op.depth; ++layer) {
-        const ExpertLoop::Layer& l = op.layers[layer];
-        if (has_qkv(block))
-          for (int i = 0; i < requests; ++i)
-            for (int c = 0; c < 4; ++c)
-              fetch_weights<256>(l.qkv, 2 * qkv_group(block), 4, kExpertWidth, 256 * c, policy.once);
-        if (!ready) {  // keys and values come from the kernels before this one, weights do not
+#pragma unroll 1
+    for (int turn = 0; turn < op.steps * op.depth; ++turn) {
+      const int layer = turn % op.depth;
+      const ExpertLoop::Layer& l = op.layers[layer];
+#pragma unroll 1
+      for (int task = 0; task < kTasks; ++task) {
+        if (task == kAttention && !ready) {  // keys and values come from the kernels before this one
           wait_for_inputs();
           fence_async_global();
           ready = true;
         }
+        const __nv_bfloat16* weight = l.qkv;
+        int tile0 = 2 * qkv_group(block), tiles = has_qkv(block) ? 4 : 0, width = kExpertWidth, depth0 = 0,
+            depth = 256, chunks = 4;
+        if (task > kAttention) {
+          weight = task == 2 ? l.out : task == 3 ? l.gate_up : l.down;
+          depth = 128;
+          tile0 = task == 3 ? 2 * gated_group(block) : columns;
+          tiles = task == 3 ? 2 * gated_groups(block) : column_tiles;
+          if (task != 3) {
+            width = task == 2 ? kExpertHeads * kExpertHeadDim : kExpertMlp;
+            depth0 = width / kLoopRanks * rank;
+          }
+          chunks = task == 2 ? 2 : task == 3 ? 8 : 4;
+        }
+        if (task != kAttention && tiles == 0) continue;
+#pragma unroll 1
         for (int i = 0; i < requests; ++i) {
+          if (task != kAttention) {
+            fetch_weights(weight, tile0, tiles, width, depth0, depth, chunks, once);
+            continue;
+          }
           const Request r = request(i);
           if (cluster >= r.tiles) continue;
-          for (int side = 0; side < 2; ++side)
-            for (int c = 0; c < r.chunks; ++c)
-              fetch_keys(static_cast<const char*>(side == 0 ? op.qkv.k : op.qkv.v) + layer * op.layer_bytes,
-                         r, c, policy.often);
+#pragma unroll 1
+          for (int c = 0; c < 2 * r.chunks; ++c)
+            fetch_keys(static_cast<const char*>(c < r.chunks ? op.qkv.k : op.qkv.v) + layer * op.layer_bytes,
+                       r, c < r.chunks ? c : c - r.chunks, often);
         }
-        for (int i = 0; i < requests; ++i)
-          for (int c = 0; c < 2; ++c)
-            fetch_weights<128>(l.out, columns, column_tiles, kExpertHeads * kExpertHeadDim,
-                               256 * rank + 128 * c, policy.once);
-        for (int i = 0; i < requests; ++i)
-          for (int c = 0; c < 8; ++c)
-            fetch_weights<128>(l.gate_up, gated, gated_tiles, kExpertWidth, 128 * c, policy.once,
-                               c == 5 ? 3 : 0);
-        for (int i = 0; i < requests; ++i)
-          for (int c = 0; c < 4; ++c)
-            fetch_weights<128>(l.down, columns, column_tiles, kExpertMlp, 512 * rank + 128 * c, policy.once);
       }
+    }
   }
 
   // ---- rows
@@ -111,18 +115,19 @@ struct Fetcher {
     __syncwarp();
     fence_async_global();
   }
-  // kParts parts of kDepth columns each from column `first` of a matrix in tiles of this width.
-  template <int kParts, int kDepth>
-  __device__ __forceinline__ void fetch_rows(const __nv_bfloat16* from, int width, int first,
+  // `parts` parts of 256 columns each from column `first` of a matrix in tiles of this width.
+  __device__ __forceinline__ void fetch_rows(const __nv_bfloat16* from, int width, int first, int parts,
                                              int groups) const {
+    constexpr int kBytes = 256 * 16;
     const int part = lane / groups, group = lane % groups;
-    if (part >= kParts) return;
-    if (group == 0) barrier_expect(barriers.rows(part), static_cast<std::uint32_t>(groups * kDepth * 16));
-    bulk_load(base + (group * kParts + part) * kDepth * 16,
-              from + static_cast<std::int64_t>(group) * width * 8 + (first + part * kDepth) * 8, kDepth * 16,
+    if (part >= parts) return;
+    if (group == 0) barrier_expect(barriers.rows(part), static_cast<std::uint32_t>(groups * kBytes));
+    bulk_load(base + (group * parts + part) * kBytes,
+              from + static_cast<std::int64_t>(group) * width * 8 + (first + part * 256) * 8, kBytes,
               barriers.rows(part));
   }
   __device__ __forceinline__ void inverses(const Request& r, float* to) const {
+#pragma unroll 1
     for (int row = lane; row < r.s.rows; row += 32) {
       const float4* parts =
           reinterpret_cast<const float4*>(op.edge.squares + (r.s.row_begin + row) * kStatParts);
@@ -135,8 +140,8 @@ struct Fetcher {
         total.z += part.z;
         total.w += part.w;
       }
-      to[row] = 1.0f / sqrtf((total.x + total.y + (total.z + total.w)) / static_cast<float>(kExpertWidth) +
-                             kExpertEps);
+      to[row] =
+          rsqrtf((total.x + total.y + (total.z + total.w)) / static_cast<float>(kExpertWidth) + kExpertEps);
     }
     __syncwarp();
     if (lane == 0) barrier_arrive(barriers.inverse());
@@ -148,58 +153,61 @@ struct Fetcher {
     for (int b = lane; b < kLoopBlocks; b += 32)
       blocks_of_slice += first_slice(b) <= rank && rank <= last_slice(b);
     blocks_of_slice = __reduce_add_sync(~0u, blocks_of_slice);
-    for (int step = 0; step < op.steps; ++step)
-      for (int layer = 0; layer < op.depth; ++layer) {
-        const unsigned turn = static_cast<unsigned>(step * op.depth + layer);
-        const auto from_columns = [&](int i, bool after_edge, unsigned turns) {
+    constexpr int kAttention = 1, kGateUp = 3, kTasks = 5;
+#pragma unroll 1
+    for (int turn = 0; turn < op.steps * op.depth; ++turn) {
+      const int step = turn / op.depth, layer = turn % op.depth;
+#pragma unroll 1
+      for (int task = 0; task < kTasks; ++task)
+#pragma unroll 1
+        for (int i = 0; i < requests; ++i) {
           const Request r = request(i);
-          if (after_edge) {  // of every request: a block's own edges work where its rows will come
-            for (int k = 0; k < requests; ++k)
+          if (task == 0 ? !has_qkv(block) : task == kAttention && cluster >= r.tiles) continue;
+          int which = task == 2 ? kAttended : task == 4 ? kHidden + rank : kColumns;
+          unsigned target = static_cast<unsigned>(turn + 1);
+          if (task == 2) target *= static_cast<unsigned>(r.tiles * kLoopRanks);
+          if (task == 4) target *= static_cast<unsigned>(blocks_of_slice);
+          if (task == kAttention) {
+            which = kQueries;
+            target *= kQkvBlocks;
+          }
+          if (which == kColumns)
+            target = static_cast<unsigned>(kLoopClusters * r.groups * (2 * turn + (task == kGateUp)));
+          if (task == 0 &&
+              layer == 0) {  // of every request: a block's own edges work where its rows will come
+            for (int k = 0; k + 1 < requests; ++k)
               wait_count(k, kEdges, static_cast<unsigned>(segments[k].rows * (step + 1)));
+            wait_count(requests - 1, kEdges, static_cast<unsigned>(segments[requests - 1].rows * (step + 1)));
           } else {
-            wait_count(i, kColumns, static_cast<unsigned>(kLoopClusters * r.groups) * turns);
+            wait_count(i, which, target);
           }
-          fetch_rows<4, 256>(op.edge.scaled + i * kLoopRows * kExpertWidth, kExpertWidth, 0, r.groups);
-          inverses(r, inverse);
-        };
-        if (has_qkv(block))
-          for (int i = 0; i < requests; ++i) {
-            from_columns(i, layer == 0, 2 * turn);
-            ring.advance(4);
-            wait_done();
+          if (task == kAttention) {
+            fetch_queries(r, i, layer);
+          } else {
+            const __nv_bfloat16* from = op.edge.scaled + i * kLoopRows * kExpertWidth;
+            int width = kExpertWidth, first = 0, parts = 4;
+            if (task == 2) {
+              from = op.attended + i * kLoopRows * kExpertHeads * kExpertHeadDim;
+              width = kExpertHeads * kExpertHeadDim;
+              first = 256 * rank;
+              parts = 1;
+            } else if (task == 4) {
+              from = op.hidden + i * kLoopRows * kExpertMlp;
+              width = kExpertMlp;
+              first = 512 * rank;
+              parts = 2;
+            }
+            fetch_rows(from, width, first, parts, r.groups);
+            if (parts == 4) inverses(r, inverse);
           }
-        for (int i = 0; i < requests; ++i)
-          if (const Request r = request(i); cluster < r.tiles) {
-            fetch_queries(r, i, layer, turn);
-            wait_done();
-          }
-        for (int i = 0; i < requests; ++i) {
-          const Request r = request(i);
-          wait_count(i, kAttended, static_cast<unsigned>(r.tiles * kLoopRanks) * (turn + 1));
-          fetch_rows<1, 256>(op.attended + i * kLoopRows * kExpertHeads * kExpertHeadDim,
-                             kExpertHeads * kExpertHeadDim, 256 * rank, r.groups);
-          ring.advance(2);
           wait_done();
         }
-        for (int i = 0; i < requests; ++i) {
-          from_columns(i, false, 2 * turn + 1);
-          ring.advance(8);
-          wait_done();
-        }
-        for (int i = 0; i < requests; ++i) {
-          const Request r = request(i);
-          wait_count(i, kHidden + rank, static_cast<unsigned>(blocks_of_slice) * (turn + 1));
-          fetch_rows<2, 256>(op.hidden + i * kLoopRows * kExpertMlp, kExpertMlp, 512 * rank, r.groups);
-          ring.advance(4);
-          wait_done();
-        }
-      }
+    }
   }
 
   // Queries of this cluster's tile, and this rank's share of the suffix's keys and values behind the
   // prefix's.
-  __device__ __forceinline__ void fetch_queries(const Request& r, int request, int layer, unsigned turn) {
-    wait_count(request, kQueries, kQkvBlocks * (turn + 1));
+  __device__ __forceinline__ void fetch_queries(const Request& r, int request, int layer) const {
     const int row0 = cluster * kTile, count = min(kTile, r.s.rows * kExpertHeads - row0);
     if (lane == 0) barrier_expect(barriers.rows(0), static_cast<std::uint32_t>(count * kExpertHeadDim * 2));
     __syncwarp();
@@ -224,7 +232,6 @@ struct Fetcher {
                     static_cast<const char*>(side == 0 ? op.qkv.k : op.qkv.v) + layer * op.layer_bytes) +
                     op.qkv.cache_row(r.s.slot, 0, r.s.past + first + key),
                 kExpertHeadDim * 2, barriers.rows(1));
-    ring.advance(2 * r.chunks);
   }
 };
 
