@@ -144,10 +144,10 @@ __device__ __forceinline__ void end_rows(const Product& op, const QkvColumn& col
     }
 #pragma unroll
     for (int i = 0; i < kAtOnce; ++i) {
-      const float x = a[i] + column.bias0, y = b[i] + column.bias1;
+      const float2 pair = turned(a[i] + column.bias0, b[i] + column.bias1, turn[i]);
       if (4 * i < end)
         *reinterpret_cast<std::uint32_t*>(column.out + (row + 4 * i) * column.stride) =
-            pack_bf16(x * turn[i].x - y * turn[i].y, y * turn[i].x + x * turn[i].y);
+            pack_bf16(pair.x, pair.y);
     }
   } else if (op.to_qkv) {
     const DeviceQkv::Place place = op.qkv.place(first, second);
