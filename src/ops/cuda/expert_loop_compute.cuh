@@ -228,9 +228,9 @@ struct Computer {
       const float(&v)[4] = ended.pair[0][e];
       const float a0 = v[0] * inverse[e] + shifts.x, b0 = v[1] * inverse[e] + shifts.y;
       const float a1 = v[2] * inverse[e] + shifts.z, b1 = v[3] * inverse[e] + shifts.w;
-      const uint2 out =
-          make_uint2(pack_bf16(a0 * cosine[e].x - b0 * sine[e].x, b0 * cosine[e].x + a0 * sine[e].x),
-                     pack_bf16(a1 * cosine[e].y - b1 * sine[e].y, b1 * cosine[e].y + a1 * sine[e].y));
+      const float2 p = turned(a0, b0, make_float2(cosine[e].x, sine[e].x));
+      const float2 q = turned(a1, b1, make_float2(cosine[e].y, sine[e].y));
+      const uint2 out = make_uint2(pack_bf16(p.x, p.y), pack_bf16(q.x, q.y));
       __nv_bfloat16* to;
       if (head < kExpertHeads) {
         to = op.q + ((static_cast<std::int64_t>(request) * kLoopRows + token) * kExpertHeads + head) *

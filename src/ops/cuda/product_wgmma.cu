@@ -158,10 +158,12 @@ __device__ __forceinline__ void end_quads(const Product& op, Quads quads, const 
     }
 #pragma unroll
     for (int i = 0; i < kAtOnce; ++i)
-      if (2 * i < end)
-        *reinterpret_cast<uint2*>(column.out + (tile_row + 2 * i) * column.stride) = make_uint2(
-            pack_bf16(v[i].x * cosine[i].x - v[i].y * sine[i].x, v[i].y * cosine[i].x + v[i].x * sine[i].x),
-            pack_bf16(v[i].z * cosine[i].y - v[i].w * sine[i].y, v[i].w * cosine[i].y + v[i].z * sine[i].y));
+      if (2 * i < end) {
+        const float2 p = turned(v[i].x, v[i].y, make_float2(cosine[i].x, sine[i].x));
+        const float2 q = turned(v[i].z, v[i].w, make_float2(cosine[i].y, sine[i].y));
+        *reinterpret_cast<uint2*>(column.out + (tile_row + 2 * i) * column.stride) =
+            make_uint2(pack_bf16(p.x, p.y), pack_bf16(q.x, q.y));
+      }
   } else {
     if (e.activation == Activation::kGeluTanh)
 #pragma unroll
