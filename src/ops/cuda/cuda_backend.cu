@@ -1,5 +1,6 @@
 // Memory, packing, copies and recording; what operations become is in blocks.cu.
 #include <algorithm>
+#include <array>
 #include <cstring>
 
 #include "core/bf16.h"
@@ -266,14 +267,23 @@ std::optional<DeviceState> CudaBackend::device_state() const {
   return DeviceState{bus, total, available};
 }
 
+// The denoise loop stays on the GPU as one launch whose blocks wait for each other. Two of them at once could
+// each hold half of it for ever, so the policies of a process take turns on a device.
+void CudaBackend::take_turn() {
+  static std::array<std::mutex, 64> gates;
+  if (loop_ && !turn_.owns_lock())
+    turn_ = std::unique_lock(gates[static_cast<std::size_t>(ordinal_) % gates.size()]);
+}
+
 Status CudaBackend::wait() {
   select();
+  const std::unique_lock<std::mutex> turn = std::move(turn_);  // ends with this wait
   if (const cudaError_t e = cudaStreamSynchronize(stream_.stream); e != cudaSuccess) {
     const unsigned* c = loop_complaint_;
     if (c != nullptr && c[2] != 0)
       return cuda_error(e, "the denoise loop waited too long: block " + std::to_string(c[3]) + " saw " +
                                std::to_string(c[1]) + " of " + std::to_string(c[2]) +
-                               " arrivals at counter " + std::to_string(c[0] / 32));
+                               " arrivals at counter " + std::to_string(c[0]));
     return cuda_error(e, "kernels");
   }
   return {};
@@ -310,6 +320,7 @@ void CudaBackend::replay(std::uint64_t key, const std::function<void()>& feed,
     graphs_.emplace(key, executable);
     return;  // this call has run already
   }
+  take_turn();
   ok(cudaGraphLaunch(found->second, stream_.stream), "launching the graph");
 }
 

@@ -5,6 +5,7 @@
 
 #include <map>
 #include <memory>
+#include <mutex>
 #include <unordered_map>
 
 #include "ops/backend.h"
@@ -84,6 +85,7 @@ class CudaBackend : public Backend {
   void gated_mlp(const GemmaWeights& w, const Matrix& x, const Count& rows, const ModulationRow* gate,
                  const NextNorm& next, const BlockScratch& s);
 
+  void take_turn();
   bool takes_expert(const ExpertWeights& w);
   bool takes_loop(const DenoiseLoop& op) const;
   void run_loop(const DenoiseLoop& op, const float* shift);
@@ -119,6 +121,7 @@ class CudaBackend : public Backend {
   cudaEvent_t marks_[kMarks] = {};
   bool recording_ = false;
   std::unordered_map<const float*, ShiftProducts> shift_products_;
+  std::unique_lock<std::mutex> turn_;  // on the device, while a denoise loop may be on it
   unsigned* loop_counters_ = nullptr;
   unsigned* loop_complaint_ = nullptr;  // on the host, written by the device
   Scratch squares_, expert_rows_;       // the denoise loop's: sums of squares, rows between its products

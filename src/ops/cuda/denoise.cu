@@ -4,9 +4,6 @@
 #include "ops/cuda/cuda_backend.cuh"
 
 namespace servoflow::ops::cuda {
-#ifdef SF_LOOP_PROFILE
-long long* g_loop_profile = nullptr;
-#endif
 namespace {
 
 constexpr int kMostSteps = 50;  // of a schedule; more take the composition
@@ -103,13 +100,7 @@ void CudaBackend::run_loop(const DenoiseLoop& op, const float* shift) {
     const auto at = [](const Weight& weight) { return static_cast<const __nv_bfloat16*>(weight.data); };
     loop.layers[layer] = {at(l.qkv), at(l.out), at(l.gate_up), at(l.down)};
   }
-#ifdef SF_LOOP_PROFILE
-  static long long* profile = nullptr;
-  if (profile == nullptr) cudaMallocManaged(&profile, kLoopBlocks * 64 * 8);
-  loop.profile = profile;
-  extern long long* g_loop_profile;
-  g_loop_profile = profile;
-#endif
+  if (!recording_) take_turn();
   ok(expert_loop(stream_, loop), "denoise loop");
 }
 

@@ -1,5 +1,5 @@
 #include "ops/cuda/expert_loop.cuh"
-#include "ops/cuda/expert_loop_compute.cuh"
+#include "ops/cuda/expert_loop_attention.cuh"
 #include "ops/cuda/expert_loop_fetch.cuh"
 
 namespace servoflow::ops::cuda {
@@ -56,16 +56,7 @@ __global__ void __cluster_dims__(kLoopRanks, 1, 1) __launch_bounds__(kThreads, 1
   } else {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 224;");
     Computer computer(op, segments, shared, barriers, base, requests, block, thread);
-#ifdef SF_LOOP_PROFILE
-    if (thread < 64) reinterpret_cast<long long*>(shared + kSharedBytes)[thread] = 0;
-    compute_sync();
-#endif
     computer.run();
-#ifdef SF_LOOP_PROFILE
-    compute_sync();
-    if (thread < 64)
-      op.profile[block * 64 + thread] = reinterpret_cast<long long*>(shared + kSharedBytes)[thread];
-#endif
     // The last block leaves the counters as it found them.
     if (thread == 0) {
       unsigned* blocks = op.counters + kLoopRequests * kLoopCounters * 32;
@@ -83,8 +74,7 @@ __global__ void __cluster_dims__(kLoopRanks, 1, 1) __launch_bounds__(kThreads, 1
 }
 
 cudaError_t prepare() {
-  return cudaFuncSetAttribute(expert_loop_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                              kSharedBytes + kProfileBytes);
+  return cudaFuncSetAttribute(expert_loop_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes);
 }
 
 }  // namespace
@@ -113,7 +103,7 @@ bool expert_loop_fits() {
 
 cudaError_t expert_loop(const Stream& s, const ExpertLoop& op) {
   if (const cudaError_t e = prepare(); e != cudaSuccess) return e;
-  return launch(s, dim3(kLoopBlocks), kThreads, kSharedBytes + kProfileBytes, expert_loop_kernel, op);
+  return launch(s, dim3(kLoopBlocks), kThreads, kSharedBytes, expert_loop_kernel, op);
 }
 
 }  // namespace servoflow::ops::cuda

@@ -40,10 +40,7 @@ struct ExpertLoop {
   // Rows between tasks: `groups` times kLoopRows rows, in tiles.
   __nv_bfloat16* q = nullptr;  // [rows][heads][head_dim], not in tiles
   __nv_bfloat16 *attended = nullptr, *hidden = nullptr;
-  unsigned* counters = nullptr;  // [requests][kLoopCounters][32] and one more, all zero between launches
-#ifdef SF_LOOP_PROFILE
-  long long* profile = nullptr;
-#endif
+  unsigned* counters = nullptr;   // [requests][kLoopCounters][32] and one more, all zero between launches
   unsigned* complaint = nullptr;  // what a wait that never ended waited for
 };
 

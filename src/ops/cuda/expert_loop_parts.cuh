@@ -33,12 +33,6 @@ static_assert(kSharedBytes <= 227 * 1024 && kTile * kKeyPitch <= kWeightsAt);
 static_assert(kReceived + kLoopRanks * 8 * 80 * 4 <= kRowsBytes && kSuffixAt + 32 * kKeyPitch <= kReceived);
 static_assert(kWeightsAt + kTile * kWeightPitch * 2 <= kMaximaAt);
 
-#ifdef SF_LOOP_PROFILE
-inline constexpr int kProfileBytes = 512;
-#else
-inline constexpr int kProfileBytes = 0;
-#endif
-
 // Barriers in shared memory.
 struct Barriers {
   std::uint32_t base;
@@ -123,16 +117,8 @@ __device__ __forceinline__ void wait_for_count(const ExpertLoop& op, const unsig
   unsigned now;
   long long begin = 0;
   for (int i = 0;; ++i) {
-#ifdef SF_RELAX
-    asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(now) : "l"(at) : "memory");
-    if (static_cast<int>(now - target) >= 0) {
-      if (SF_RELAX == 2) asm volatile("fence.acq_rel.gpu;" ::: "memory");
-      return;
-    }
-#else
     asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(now) : "l"(at) : "memory");
     if (static_cast<int>(now - target) >= 0) return;
-#endif
     if (i % 1024 == 1023) {
       long long time;
       asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(time));
