@@ -176,4 +176,113 @@ TEST_P(Ops, GemmaLayersAndDenoiseLoop) {
   }
 }
 
+// A request has the same bits alone as among others, wherever its rows come to lie: blocks of the sizes that
+// have kernels of their own, rows in more than one tile, borders of segments within tiles.
+TEST_P(Ops, ARequestInABatchHasItsOwnBits) {
+  const std::vector<int> lengths = {300, 256, 77, 256, 190};
+  const int requests = static_cast<int>(lengths.size()), keys = 320, capacity = 1100;
+  struct Sizes {
+    int width, heads, kv, dim, mlp;
+  };
+  for (const auto& [width, heads, kv, dim, mlp] : {Sizes{288, 4, 4, 72, 520}, Sizes{512, 8, 1, 256, 1024}}) {
+    const bool vision = kv == heads;
+    BlockParts p{device};
+    const SiglipWeights siglip{.norm1_weight = p.vector(width, 1),
+                               .norm1_bias = p.vector(width),
+                               .norm2_weight = p.vector(width, 1),
+                               .norm2_bias = p.vector(width),
+                               .qkv = p.heads(heads, kv, dim, width),
+                               .out = p.linear(width, heads * dim),
+                               .fc1 = p.linear(mlp, width),
+                               .fc2 = p.linear(width, mlp),
+                               .qkv_bias = p.vector((heads + 2 * kv) * dim),
+                               .out_bias = p.vector(width),
+                               .fc1_bias = p.vector(mlp),
+                               .fc2_bias = p.vector(width)};
+    const GemmaWeights gemma{.input_norm = p.vector(width),
+                             .post_norm = p.vector(width),
+                             .qkv = siglip.qkv,
+                             .out = siglip.out,
+                             .gate_up = p.gated(mlp, width),
+                             .down = siglip.fc2};
+    const KvCache cache = p.cache(1, requests, keys, kv, dim);
+    const RopeTable rope = p.rope(keys, dim);
+    const BlockScratch scratch = p.scratch(capacity, width, heads, kv, dim, mlp);
+    const std::vector<float> x = p.values(capacity * width, 1);
+    // Rows, keys and values of the requests first .. last, which begin at row 0.
+    const auto run = [&](int first, int last) {
+      std::vector<Segment> segments;
+      int skipped = 0, rows = 0;
+      for (int r = 0; r < last; ++r) {
+        const int length = lengths[static_cast<std::size_t>(r)];
+        if (r < first) skipped += length;
+        if (r >= first) segments.push_back({rows, length, r - first, 0});
+        if (r >= first) rows += length;
+      }
+      std::vector<float> in(x.begin() + static_cast<std::ptrdiff_t>(skipped) * width, x.end());
+      in.resize(x.size());
+      const Matrix matrix = device.put(in, capacity, width, DType::kF32);
+      const std::vector<std::int32_t> count = {last - first}, valid = {rows};
+      const Count row_count{capacity, device.array(valid), rows};
+      const Segments where{device.array(segments), {requests, device.array(count)}, 300, keys};
+      if (vision)
+        device.b->siglip_block({.weights = &siglip,
+                                .x = matrix,
+                                .rows = row_count,
+                                .segments = where,
+                                .cache = &cache,
+                                .heads = heads,
+                                .scratch = scratch});
+      else
+        device.b->gemma_layer({.weights = &gemma,
+                               .x = matrix,
+                               .rows = row_count,
+                               .segments = where,
+                               .cache = &cache,
+                               .layer = 0,
+                               .heads = heads,
+                               .rope = &rope,
+                               .scratch = scratch});
+      const Status status = device.b->finish();
+      EXPECT_TRUE(status.ok()) << status.message();
+      std::vector<std::vector<float>> out;
+      const std::vector<float> all = device.get(matrix, rows);
+      for (const Segment& s : segments) {
+        const auto begin = all.begin() + static_cast<std::ptrdiff_t>(s.row_begin) * width;
+        out.emplace_back(begin, begin + static_cast<std::ptrdiff_t>(s.rows) * width);
+        for (int side = 0; side < 2; ++side) {
+          std::vector<float> k(static_cast<std::size_t>(s.rows * kv * dim)), v(k.size());
+          device.b->read_cache(cache, 0, s.slot, s.rows, k, v);
+          out.push_back(side == 0 ? k : v);
+        }
+      }
+      return out;
+    };
+    const auto batch = run(0, requests);
+    for (int r = 0; r < requests; ++r) {
+      const auto alone = run(r, r + 1);
+      for (std::size_t i = 0; i < 3; ++i) {
+        const std::vector<float>&want = alone[i], &got = batch[static_cast<std::size_t>(3 * r) + i];
+        ASSERT_EQ(got.size(), want.size());
+        std::size_t differs = 0, first = want.size();
+        float most = 0;
+        for (std::size_t e = 0; e < want.size(); ++e) {
+          if (got[e] == want[e]) continue;
+          first = std::min(first, e);
+          most = std::max(most, std::abs(got[e] - want[e]));
+          ++differs;
+        }
+        EXPECT_EQ(differs, 0u) << (vision ? "vision, " : "prefix, ")
+                               << (i == 0   ? "rows"
+                                   : i == 1 ? "keys"
+                                            : "values")
+                               << " of request " << r << ": of " << want.size() << ", the first at row "
+                               << first * static_cast<std::size_t>(lengths[static_cast<std::size_t>(r)]) /
+                                      want.size()
+                               << ", the largest " << most;
+      }
+    }
+  }
+}
+
 }  // namespace servoflow::ops

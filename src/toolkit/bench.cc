@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cmath>
 #include <cstring>
 
 #include "core/status_macros.h"
@@ -180,6 +181,8 @@ class Bench {
                 &want = alone[static_cast<std::size_t>(r)];
           batch.equals_alone = batch.equals_alone && got.size() == want.size() &&
                                std::memcmp(got.data(), want.data(), want.size() * sizeof(float)) == 0;
+          for (std::size_t e = 0; e < std::min(got.size(), want.size()); ++e)
+            batch.difference = std::max<double>(batch.difference, std::abs(got[e] - want[e]));
         }
       }
       batch.ms = describe(std::move(samples));
@@ -262,7 +265,8 @@ Status bench_outcome(const BenchReport& r) {
             " repeats of the same work gave other actions than before");
   for (const BatchBench& b : r.batches)
     if (!b.equals_alone)
-      problem("batch of " + std::to_string(b.size) + ": a request has other bits than alone");
+      problem("batch of " + std::to_string(b.size) + ": a request has other bits than alone, by at most " +
+              std::to_string(b.difference));
   if (r.soak) {
     if (r.ended.resident > r.settled.resident + kHostSlack)
       problem("host memory grew by " + std::to_string(r.ended.resident - r.settled.resident) +

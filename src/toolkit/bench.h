@@ -60,6 +60,7 @@ struct BatchBench {
   int size = 0;
   Distribution ms;
   bool equals_alone = false;  // every request has the bits it has alone
+  double difference = 0;      // the largest of any normalised action
 };
 
 struct BenchReport {

@@ -75,8 +75,9 @@ std::string batches_text(const std::vector<BatchBench>& batches) {
   std::string out = fmt::format("\n{:<8}{:>10}{:>10}{:>14}  {}\n", "batch", "min", "p50", "p50 / request",
                                 "bits of each request");
   for (const BatchBench& b : batches)
-    out += fmt::format("{:<8}{:>10.3f}{:>10.3f}{:>14.3f}  {}\n", b.size, b.ms.min, b.ms.p50,
-                       b.ms.p50 / b.size, b.equals_alone ? "as alone" : "DIFFER from alone");
+    out +=
+        fmt::format("{:<8}{:>10.3f}{:>10.3f}{:>14.3f}  {}\n", b.size, b.ms.min, b.ms.p50, b.ms.p50 / b.size,
+                    b.equals_alone ? "as alone" : fmt::format("DIFFER from alone, by {:.3g}", b.difference));
   return out;
 }
 
@@ -98,8 +99,10 @@ Json gpu_to_json(const GpuBench& g) {
 Json batches_to_json(const std::vector<BatchBench>& batches) {
   Json out = Json::array();
   for (const BatchBench& b : batches)
-    out.push_back(
-        {{"batch", b.size}, {"end_to_end_ms", distribution_to_json(b.ms)}, {"equals_alone", b.equals_alone}});
+    out.push_back({{"batch", b.size},
+                   {"end_to_end_ms", distribution_to_json(b.ms)},
+                   {"equals_alone", b.equals_alone},
+                   {"difference", b.difference}});
   return out;
 }
 

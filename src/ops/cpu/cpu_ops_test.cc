@@ -1,8 +1,10 @@
 // The CPU backend against the reference, on every instruction set that this machine has.
 #include <hwy/highway.h>
 
+#include "ops/attention_conformance.h"
 #include "ops/block_conformance.h"
 #include "ops/cpu/cpu_backend.h"
+#include "ops/input_conformance.h"
 
 namespace servoflow::ops {
 namespace {

@@ -172,11 +172,15 @@ void CudaBackend::do_attention(const Attention& op) {
                           .kv_heads = at.kv_heads,
                           .head_dim = at.head_dim,
                           .keys = at.keys,
+                          .slots = op.cache->slots,
                           .segments = op.segments,
                           .scale = op.scale,
                           .out = op.out};
-  ok(!a.f32 && attention_mma_takes(a.head_dim) ? attention_mma(stream_, a) : attention_plain(stream_, a),
-     "attention");
+  const auto run = wgmma_ && attention_wide_takes(a)           ? attention_wide
+                   : wgmma_ && attention_picture_takes(a)      ? attention_picture
+                   : !a.f32 && attention_mma_takes(a.head_dim) ? attention_mma
+                                                               : attention_plain;
+  ok(run(stream_, a), "attention");
 }
 
 // The blocks below are their compositions with neighbouring steps joined: q, k, v go straight to where the

@@ -1,6 +1,8 @@
 // The CUDA backend against the reference. Needs a GPU.
+#include "ops/attention_conformance.h"
 #include "ops/block_conformance.h"
 #include "ops/cuda/paths.h"
+#include "ops/input_conformance.h"
 
 namespace servoflow::ops {
 namespace {

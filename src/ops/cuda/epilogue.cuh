@@ -105,6 +105,12 @@ struct DeviceEpilogue {
   }
 };
 
+// The pair turned by (cos, sin). Which product is fused is written down: left to the compiler, it may differ
+// from one place to the other, and a row must not depend on which of them it meets.
+__device__ __forceinline__ float2 turned(float x, float y, float2 turn) {
+  return make_float2(__fmaf_rn(x, turn.x, -__fmul_rn(y, turn.y)), __fmaf_rn(y, turn.x, __fmul_rn(x, turn.y)));
+}
+
 // Where rotated queries, keys and values go: the fused end of the q, k, v product, and of split_qkv.
 // Queries [row][head][head_dim]; keys and values [slot][kv head][position][head_dim] of one layer. Queries
 // and keys keep the rotated pair (i, i + head_dim / 2) at columns 2i and 2i + 1: both sides of a dot product
@@ -162,14 +168,13 @@ struct DeviceQkv {
                                       float b) const {
     a += p.bias0;
     b += p.bias1;
-    const float turned = a * turn.x - b * turn.y;
-    b = b * turn.x + a * turn.y;
+    const float2 pair = turned(a, b, turn);
     if (p.head < heads) {
-      store(q, (static_cast<std::int64_t>(row) * heads + p.head) * head_dim + 2 * p.i, turned, b);
+      store(q, (static_cast<std::int64_t>(row) * heads + p.head) * head_dim + 2 * p.i, pair.x, pair.y);
     } else if (p.head < heads + kv_heads) {
-      store(k, cache_row(slot, p.head - heads, position) + 2 * p.i, turned, b);
+      store(k, cache_row(slot, p.head - heads, position) + 2 * p.i, pair.x, pair.y);
     } else {
-      store(v, cache_row(slot, p.head - heads - kv_heads, position) + p.i, turned, b);
+      store(v, cache_row(slot, p.head - heads - kv_heads, position) + p.i, pair.x, pair.y);
     }
   }
   __device__ __forceinline__ void put(const Segment& s, int row, int first, int second, float a,

@@ -76,17 +76,33 @@ __device__ __forceinline__ void edge_row(const ExpertEdge& op, int row, int tile
   }
   sync();
   if (!op.begin) return;
+  // Eight lanes read a feature's weights side by side and add up; what they make meets in shared memory.
+  constexpr int kAtOnce = 8;
+  const int part = lane % 8;
+  for (int c0 = 0; c0 < op.actions_dim; c0 += 32) {
+    const int c = c0 + 4 * part;
+    const bool there = c < op.actions_dim;  // rows are padded with zeros, and so are the actions
+    const float4 a = there ? make_float4(actions[c], actions[c + 1], actions[c + 2], actions[c + 3])
+                           : make_float4(0, 0, 0, 0);
+    for (int f0 = 128 * warp + lane / 8; f0 < 128 * (warp + 1); f0 += 4 * kAtOnce) {
+      float4 w[kAtOnce];
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i)
+        w[i] = there ? four_weights(op.in, op.in_weight, feature_row(op.in, f0 + 4 * i) + c)
+                     : make_float4(0, 0, 0, 0);
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        float dot = fmaf(w[i].x, a.x, fmaf(w[i].y, a.y, fmaf(w[i].z, a.z, w[i].w * a.w)));
+#pragma unroll
+        for (int step = 4; step > 0; step /= 2) dot += __shfl_xor_sync(~0u, dot, step);
+        if (part == 0) normed[f0 + 4 * i] = c0 == 0 ? dot : normed[f0 + 4 * i] + dot;
+      }
+    }
+  }
+  sync();
   float v[4], squares = 0;
 #pragma unroll
-  for (int i = 0; i < 4; ++i) v[i] = op.in_bias[4 * thread + i];
-#pragma unroll 4
-  for (int c = 0; c < op.actions_dim; c += 4)  // rows are padded with zeros, and so are the actions
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const float4 w = four_weights(op.in, op.in_weight, feature_row(op.in, 4 * thread + i) + c);
-      v[i] = fmaf(w.x, actions[c],
-                  fmaf(w.y, actions[c + 1], fmaf(w.z, actions[c + 2], fmaf(w.w, actions[c + 3], v[i]))));
-    }
+  for (int i = 0; i < 4; ++i) v[i] = normed[4 * thread + i] + op.in_bias[4 * thread + i];
 #pragma unroll
   for (int i = 0; i < 4; ++i) squares += v[i] * v[i];
   const float4 scale = *reinterpret_cast<const float4*>(op.next_scale + 4 * thread);

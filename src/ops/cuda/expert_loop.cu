@@ -19,7 +19,7 @@ __global__ void __cluster_dims__(kLoopRanks, 1, 1) __launch_bounds__(kThreads, 1
   auto* segments = reinterpret_cast<Segment*>(shared + kSegments);
   if (thread < requests) segments[thread] = op.segments.device[thread];
   if (thread == 0) {
-    for (int i = 0; i < kSlots; ++i) {
+    for (int i = 0; i < kMostSlots; ++i) {
       barrier_init(barriers.full(i), 1);
       barrier_init(barriers.empty(i), 8);
     }
@@ -46,7 +46,8 @@ __global__ void __cluster_dims__(kLoopRanks, 1, 1) __launch_bounds__(kThreads, 1
                     .block = block,
                     .cluster = block / kLoopRanks,
                     .rank = block % kLoopRanks,
-                    .lane = thread % 32};
+                    .lane = thread % 32,
+                    .ring = Ring(block)};
     if (thread < kCompute + 32) {
       fetcher.weights();
     } else if (thread < kCompute + 64) {
@@ -62,7 +63,8 @@ __global__ void __cluster_dims__(kLoopRanks, 1, 1) __launch_bounds__(kThreads, 1
     computer.run();
 #ifdef SF_LOOP_PROFILE
     compute_sync();
-    if (thread < 64) op.profile[block * 64 + thread] = reinterpret_cast<long long*>(shared + kSharedBytes)[thread];
+    if (thread < 64)
+      op.profile[block * 64 + thread] = reinterpret_cast<long long*>(shared + kSharedBytes)[thread];
 #endif
     // The last block leaves the counters as it found them.
     if (thread == 0) {

@@ -14,7 +14,7 @@ inline constexpr int kLoopClusters = 15, kLoopRanks = 8, kLoopBlocks = kLoopClus
 inline constexpr int kLoopRows = 56;   // of one request, in groups of 8
 inline constexpr int kLoopKeys = 128;  // that one block of a cluster can attend to
 inline constexpr int kLoopLayers = 32, kLoopRequests = 16;
-inline constexpr int kLoopCounters = 12;  // per request, 128 bytes apart
+inline constexpr int kLoopCounters = 33;  // per request, 128 bytes apart
 
 // Keys of a request are dealt to the eight blocks of a cluster: an eighth of the prefix's and an eighth of
 // the suffix's each.

@@ -32,6 +32,7 @@ struct Computer {
         cluster(this_block / kLoopRanks),
         rank(this_block % kLoopRanks),
         thread(this_thread),
+        ring(this_block),
         warp(this_thread / 32),
         lane(this_thread % 32),
         warpgroup(this_thread / 128),
@@ -107,8 +108,7 @@ struct Computer {
       if (c == 0) SF_STAMP(2);
       const std::uint64_t a =
           core_descriptor(base + static_cast<std::uint32_t>(chunk) * kDepth * 16, group_bytes);
-      const std::uint64_t b =
-          core_descriptor(base + kRing + static_cast<std::uint32_t>(at.slot) * kSlotBytes, kDepth * 16);
+      const std::uint64_t b = core_descriptor(base + at.at(), kDepth * 16);
       wgmma_fence();
 #pragma unroll
       for (int k = 0; k < kDepth / 16; ++k) expert_wgmma(sum, a + 16 * k, b + 16 * k);
@@ -228,9 +228,9 @@ struct Computer {
       const float(&v)[4] = ended.pair[0][e];
       const float a0 = v[0] * inverse[e] + shifts.x, b0 = v[1] * inverse[e] + shifts.y;
       const float a1 = v[2] * inverse[e] + shifts.z, b1 = v[3] * inverse[e] + shifts.w;
-      const uint2 out =
-          make_uint2(pack_bf16(a0 * cosine[e].x - b0 * sine[e].x, b0 * cosine[e].x + a0 * sine[e].x),
-                     pack_bf16(a1 * cosine[e].y - b1 * sine[e].y, b1 * cosine[e].y + a1 * sine[e].y));
+      const float2 p = turned(a0, b0, make_float2(cosine[e].x, sine[e].x));
+      const float2 q = turned(a1, b1, make_float2(cosine[e].y, sine[e].y));
+      const uint2 out = make_uint2(pack_bf16(p.x, p.y), pack_bf16(q.x, q.y));
       __nv_bfloat16* to;
       if (head < kExpertHeads) {
         to = op.q + ((static_cast<std::int64_t>(request) * kLoopRows + token) * kExpertHeads + head) *
@@ -242,7 +242,7 @@ struct Computer {
       }
       *reinterpret_cast<uint2*>(to + 2 * i0) = out;
     }
-    finish(counter(op, request, kQueries));
+    finish(counter(op, request, kQueries + rank));
   }
 
   // ---- gate and up
@@ -381,7 +381,7 @@ struct Computer {
       if (lane == 0 && token < r.s.rows)
         op.edge.squares[(r.s.row_begin + token) * kStatParts + cluster] = square;
     }
-    finish(owns ? counter(op, request, kColumns) : nullptr);
+    finish(owns ? counter(op, request, kColumns + rank) : nullptr);
   }
 
   // ---- softmax(q kᵀ scale) v of 32 (row, head) pairs over this rank's keys; the ranks' results meet, each
@@ -404,9 +404,9 @@ struct Computer {
       const Segment s = segments[i];
       const int first = (block - before % kLoopBlocks + kLoopBlocks) % kLoopBlocks;
       if (first < s.rows && e.finish) {
-        if (thread == 0)
-          wait_for_count(op, counter(op, i, kColumns),
-                         static_cast<unsigned>(kLoopClusters * ((s.rows + 7) / 8) * 2 * op.depth * done));
+        if (thread < (s.rows + 7) / 8)
+          wait_for_count(op, counter(op, i, kColumns + thread),
+                         static_cast<unsigned>(kLoopClusters * 2 * op.depth * done));
         compute_sync();
       }
       for (int token = first; token < s.rows; token += kLoopBlocks) {
@@ -484,8 +484,7 @@ __device__ __forceinline__ void Computer::attention(const Request& r, int reques
   for (int chunk = 0; chunk < kMostChunks; ++chunk) {
     if (chunk >= r.chunks) break;
     barrier_wait(barriers.full(keys.slot), keys.parity);
-    score(base + kRing + keys.slot * kSlotBytes + static_cast<std::uint32_t>(8 * quarter * kKeyPitch),
-          p[chunk]);
+    score(base + keys.at() + static_cast<std::uint32_t>(8 * quarter * kKeyPitch), p[chunk]);
     __syncwarp();
     give_back(keys.slot, 1);
     keys.advance(1);
@@ -562,8 +561,7 @@ __device__ __forceinline__ void Computer::attention(const Request& r, int reques
   for (int chunk = 0; chunk < r.chunks; ++chunk, at.advance(1)) {
     barrier_wait(barriers.full(at.slot), at.parity);
 #pragma unroll
-    for (int k = 0; k < 2; ++k)
-      add_values(chunk * kChunkKeys + 16 * k, base + kRing + at.slot * kSlotBytes + 16 * k * kKeyPitch);
+    for (int k = 0; k < 2; ++k) add_values(chunk * kChunkKeys + 16 * k, base + at.at() + 16 * k * kKeyPitch);
     __syncwarp();
     give_back(at.slot, 1);
   }
@@ -621,7 +619,7 @@ __device__ __forceinline__ void Computer::attention(const Request& r, int reques
     *reinterpret_cast<std::uint32_t*>(to) = pack_bf16(sum[0] * inverse, sum[1] * inverse);
     *reinterpret_cast<std::uint32_t*>(to + 64) = pack_bf16(sum[2] * inverse, sum[3] * inverse);
   }
-  finish(counter(op, request, kAttended));
+  finish(counter(op, request, kAttended + rank));
 }
 
 }  // namespace servoflow::ops::cuda::loop

@@ -28,8 +28,7 @@ struct Fetcher {
       barrier_wait(barriers.empty(ring.slot), ring.parity ^ 1);
       if (lane == 0) barrier_expect(full, static_cast<std::uint32_t>(tiles * depth * 16));
       __syncwarp();
-      if (lane < tiles)
-        bulk_load(base + kRing + ring.slot * kSlotBytes + lane * depth * 16, from, depth * 16, full, policy);
+      if (lane < tiles) bulk_load(base + ring.at() + lane * depth * 16, from, depth * 16, full, policy);
       ring.advance(1);
     }
   }
@@ -48,7 +47,7 @@ struct Fetcher {
     }
     __syncwarp();
     if (lane < count)
-      bulk_load(base + kRing + ring.slot * kSlotBytes + lane * kKeyPitch,
+      bulk_load(base + ring.at() + lane * kKeyPitch,
                 static_cast<const __nv_bfloat16*>(side) + op.qkv.cache_row(r.s.slot, 0, first + lane),
                 kExpertHeadDim * 2, barriers.full(ring.slot), policy);
     ring.advance(1);
@@ -110,8 +109,9 @@ struct Fetcher {
     barrier_wait(barriers.done(), done_parity);
     done_parity ^= 1;
   }
-  __device__ __forceinline__ void wait_count(int request, int which, unsigned target) const {
-    if (lane == 0) wait_for_count(op, counter(op, request, which), target);
+  // The first `counters` lanes wait for a counter each.
+  __device__ __forceinline__ void wait_counts(int request, int which, int counters, unsigned target) const {
+    if (lane < counters) wait_for_count(op, counter(op, request, which + lane), target);
     __syncwarp();
     fence_async_global();
   }
@@ -163,23 +163,28 @@ struct Fetcher {
         for (int i = 0; i < requests; ++i) {
           const Request r = request(i);
           if (task == 0 ? !has_qkv(block) : task == kAttention && cluster >= r.tiles) continue;
-          int which = task == 2 ? kAttended : task == 4 ? kHidden + rank : kColumns;
-          unsigned target = static_cast<unsigned>(turn + 1);
-          if (task == 2) target *= static_cast<unsigned>(r.tiles * kLoopRanks);
-          if (task == 4) target *= static_cast<unsigned>(blocks_of_slice);
+          int which = kColumns, counters = r.groups;
+          unsigned target = static_cast<unsigned>(kLoopClusters * (2 * turn + (task == kGateUp)));
           if (task == kAttention) {
             which = kQueries;
-            target *= kQkvBlocks;
+            counters = kLoopRanks;
+            target = static_cast<unsigned>(kQkvBlocks / kLoopRanks * (turn + 1));
+          } else if (task == 2) {
+            which = kAttended;
+            counters = kLoopRanks;
+            target = static_cast<unsigned>(r.tiles * (turn + 1));
+          } else if (task == 4) {
+            which = kHidden + rank;
+            counters = 1;
+            target = static_cast<unsigned>(blocks_of_slice * (turn + 1));
           }
-          if (which == kColumns)
-            target = static_cast<unsigned>(kLoopClusters * r.groups * (2 * turn + (task == kGateUp)));
           if (task == 0 &&
               layer == 0) {  // of every request: a block's own edges work where its rows will come
-            for (int k = 0; k + 1 < requests; ++k)
-              wait_count(k, kEdges, static_cast<unsigned>(segments[k].rows * (step + 1)));
-            wait_count(requests - 1, kEdges, static_cast<unsigned>(segments[requests - 1].rows * (step + 1)));
+#pragma unroll 1
+            for (int k = 0; k < requests; ++k)
+              wait_counts(k, kEdges, 1, static_cast<unsigned>(segments[k].rows * (step + 1)));
           } else {
-            wait_count(i, which, target);
+            wait_counts(i, which, counters, target);
           }
           if (task == kAttention) {
             fetch_queries(r, i, layer);

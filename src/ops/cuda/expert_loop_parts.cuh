@@ -11,13 +11,14 @@ namespace servoflow::ops::cuda::loop {
 
 // Two warpgroups compute. Of the third, one warp fetches weights, keys and values, one the rows of a task.
 inline constexpr int kCompute = 256, kThreads = kCompute + 128;
-inline constexpr int kMostWeights = 80, kSlots = 5, kSlotBytes = kMostWeights * 128 * 2;  // 128 of depth
+inline constexpr int kMostWeights = 80, kMostSlots = 6;  // weight rows of a block; slots of the ring
 inline constexpr int kChunkKeys = 32, kKeyPitch = (kExpertHeadDim + 8) * 2;  // bytes; rows in different banks
 
 // Shared memory. The rows of a task lie at 0: [group of 8 rows][depth / 8][8][8].
 inline constexpr int kRowsBytes = kLoopRows * kExpertWidth * 2;
 inline constexpr int kRing = kRowsBytes;
-inline constexpr int kBarriers = kRing + kSlots * kSlotBytes;
+inline constexpr int kRingBytes = 5 * 16896 + kMostWeights * 128 * 2;
+inline constexpr int kBarriers = kRing + kRingBytes;
 inline constexpr int kInverse = kBarriers + 256;  // 1 / rms of each row
 inline constexpr int kSegments = kInverse + 64 * 4;
 inline constexpr int kSharedBytes = kSegments + kLoopRequests * sizeof(Segment);
@@ -28,8 +29,7 @@ inline constexpr int kTile = 32, kWeightPitch = kLoopKeys + 16 + 8;
 inline constexpr int kWeightsAt = 20480, kMaximaAt = 32768, kHandedAt = 0;
 inline constexpr int kSuffixAt = 36864;  // 16 rows of keys, then of values
 inline constexpr int kReceived = 65536, kReceivedTotals = kReceived + kLoopRanks * kTile * 64;
-static_assert(kSharedBytes <= 227 * 1024 && kTile * kKeyPitch <= kWeightsAt &&
-              kChunkKeys * kKeyPitch <= kSlotBytes);
+static_assert(kSharedBytes <= 227 * 1024 && kTile * kKeyPitch <= kWeightsAt);
 static_assert(kReceived + kLoopRanks * 8 * 80 * 4 <= kRowsBytes && kSuffixAt + 32 * kKeyPitch <= kReceived);
 static_assert(kWeightsAt + kTile * kWeightPitch * 2 <= kMaximaAt);
 
@@ -43,15 +43,15 @@ inline constexpr int kProfileBytes = 0;
 struct Barriers {
   std::uint32_t base;
   __device__ std::uint32_t full(int slot) const { return base + 8 * slot; }
-  __device__ std::uint32_t empty(int slot) const { return base + 8 * (kSlots + slot); }
-  __device__ std::uint32_t rows(int part) const { return base + 8 * (2 * kSlots + part); }  // of four
-  __device__ std::uint32_t inverse() const { return base + 8 * (2 * kSlots + 4); }
+  __device__ std::uint32_t empty(int slot) const { return base + 8 * (kMostSlots + slot); }
+  __device__ std::uint32_t rows(int part) const { return base + 8 * (2 * kMostSlots + part); }  // of four
+  __device__ std::uint32_t inverse() const { return base + 8 * (2 * kMostSlots + 4); }
   __device__ std::uint32_t done() const {
-    return base + 8 * (2 * kSlots + 5);
+    return base + 8 * (2 * kMostSlots + 5);
   }  // a task's rows are free again
-  __device__ std::uint32_t received() const { return base + 8 * (2 * kSlots + 6); }
+  __device__ std::uint32_t received() const { return base + 8 * (2 * kMostSlots + 6); }
   __device__ std::uint32_t may_send() const {
-    return base + 8 * (2 * kSlots + 7);
+    return base + 8 * (2 * kMostSlots + 7);
   }  // the whole cluster is there
 };
 
@@ -59,24 +59,37 @@ struct Barriers {
 __device__ __forceinline__ bool has_qkv(int block) { return block % 3 != 2; }
 inline constexpr int kQkvBlocks = kLoopBlocks / 3 * 2;
 __device__ __forceinline__ int qkv_group(int block) { return (block / 3 * 2 + block % 3) * 2; }  // two of 160
-__device__ __forceinline__ int gated_groups(int block) { return block < 88 ? 4 : 5; }            // of 512
-__device__ __forceinline__ int gated_group(int block) { return 4 * block + max(0, block - 88); }
-__device__ __forceinline__ int column_groups(int cluster) { return cluster < 4 ? 5 : 4; }  // of 64
-__device__ __forceinline__ int column_group(int cluster) { return 4 * cluster + min(cluster, 4); }
+// Blocks of the first clusters have five groups where the others have four: of 64 of columns, of 512 of gate
+// and up.
+inline constexpr int kLargeClusters = 4, kLargeBlocks = kLargeClusters * kLoopRanks;
+__device__ __forceinline__ int gated_groups(int block) { return block < kLargeBlocks ? 5 : 4; }
+__device__ __forceinline__ int gated_group(int block) { return 4 * block + min(block, kLargeBlocks); }
+__device__ __forceinline__ int column_groups(int cluster) {
+  return cluster < kLargeClusters ? 5 : 4;
+}  // of 64
+__device__ __forceinline__ int column_group(int cluster) {
+  return 4 * cluster + min(cluster, kLargeClusters);
+}
 // The ranks whose slice of 512 hidden features this block's lie in, and how many blocks a slice has.
 __device__ __forceinline__ int first_slice(int block) { return gated_group(block) / 64; }
 __device__ __forceinline__ int last_slice(int block) {
   return (gated_group(block) + gated_groups(block) - 1) / 64;
 }
 
-// Both sides walk through the same chunks.
+// Both sides walk through the same chunks. A slot holds 128 of the depth of a block's weights, or 32 keys.
 struct Ring {
+  int slots, bytes;
   int slot = 0;
   std::uint32_t parity = 0;
+  explicit __device__ __forceinline__ Ring(int block)
+      : slots(block < kLargeBlocks ? 5 : 6), bytes(block < kLargeBlocks ? kMostWeights * 128 * 2 : 16896) {}
+  __device__ __forceinline__ std::uint32_t at() const {
+    return kRing + static_cast<std::uint32_t>(slot * bytes);
+  }
   __device__ __forceinline__ void advance(int chunks) {
     slot += chunks;
-    while (slot >= kSlots) {
-      slot -= kSlots;
+    while (slot >= slots) {
+      slot -= slots;
       parity ^= 1;
     }
   }
@@ -86,9 +99,18 @@ struct Ring {
     return r;
   }
 };
+static_assert(kChunkKeys * kKeyPitch <= 16896 && 64 * 128 * 2 <= 16896);
 
-// Counters of one request.
-enum Counter : int { kEdges, kColumns, kQueries, kAttended, kHidden };  // kHidden + slice
+// Counters of one request. One that a hundred blocks count on would make them wait for each other: there is
+// one for each rank, of the hidden rows one for each slice.
+enum Counter : int {
+  kEdges,
+  kColumns,
+  kQueries = kColumns + kLoopRanks,
+  kAttended = kQueries + kLoopRanks,
+  kHidden = kAttended + kLoopRanks
+};
+static_assert(kHidden + kLoopRanks == kLoopCounters);
 __device__ __forceinline__ unsigned* counter(const ExpertLoop& op, int request, int which) {
   return op.counters + (request * kLoopCounters + which) * 32;
 }
@@ -101,14 +123,22 @@ __device__ __forceinline__ void wait_for_count(const ExpertLoop& op, const unsig
   unsigned now;
   long long begin = 0;
   for (int i = 0;; ++i) {
+#ifdef SF_RELAX
+    asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(now) : "l"(at) : "memory");
+    if (static_cast<int>(now - target) >= 0) {
+      if (SF_RELAX == 2) asm volatile("fence.acq_rel.gpu;" ::: "memory");
+      return;
+    }
+#else
     asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(now) : "l"(at) : "memory");
     if (static_cast<int>(now - target) >= 0) return;
+#endif
     if (i % 1024 == 1023) {
       long long time;
       asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(time));
       if (begin == 0) begin = time;
       if (time - begin > 2000000000ll) {
-        op.complaint[0] = static_cast<unsigned>(at - op.counters);
+        op.complaint[0] = static_cast<unsigned>(at - op.counters) / 32;
         op.complaint[1] = now;
         op.complaint[2] = target;
         op.complaint[3] = blockIdx.x;

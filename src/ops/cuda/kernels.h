@@ -75,7 +75,7 @@ int wgmma_splits(int n, int k);
 struct DeviceAttention {
   const void *q = nullptr, *k = nullptr, *v = nullptr;
   bool f32 = false;  // of q, k, v
-  int heads = 0, kv_heads = 0, head_dim = 0, keys = 0;
+  int heads = 0, kv_heads = 0, head_dim = 0, keys = 0, slots = 0;
   Segments segments;
   float scale = 1;
   Matrix out;
@@ -83,5 +83,11 @@ struct DeviceAttention {
 cudaError_t attention_plain(const Stream& s, const DeviceAttention& op);
 cudaError_t attention_mma(const Stream& s, const DeviceAttention& op);
 bool attention_mma_takes(int head_dim);
+// On the warpgroup instructions of sm_90a: heads of 256 that share one key/value head; heads of 72, each with
+// its own, over at most 256 keys.
+cudaError_t attention_wide(const Stream& s, const DeviceAttention& op);
+bool attention_wide_takes(const DeviceAttention& op);
+cudaError_t attention_picture(const Stream& s, const DeviceAttention& op);
+bool attention_picture_takes(const DeviceAttention& op);
 
 }  // namespace servoflow::ops::cuda

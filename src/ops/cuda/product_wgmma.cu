@@ -63,26 +63,23 @@ __device__ __forceinline__ void group_sync(int group) {
   asm volatile("bar.sync %0, 128;" ::"r"(group) : "memory");
 }
 
-// Where a tile's pair of q, k or v features goes when all its rows belong to one segment.
+// Where two neighbouring pairs of q, k or v features go when all rows of a tile belong to one segment.
 struct QkvColumn {
-  bool whole = false, rotates = false;
-  __nv_bfloat16* out = nullptr;  // of the tile's first row
+  bool rotates = false;
+  __nv_bfloat16* out = nullptr;  // of the tile's first row; null: the rows are several segments'
   int stride = 0;                // elements from row to row
   const float *cos = nullptr, *sin = nullptr;
   int angle_stride = 0;
-  float bias0 = 0, bias1 = 0;
 };
 
 __device__ __forceinline__ QkvColumn qkv_column(const DeviceQkv& qkv, int row0, int last_row, int first,
                                                 int second) {
   QkvColumn c;
   Segment s;
-  c.whole = find_segment(qkv.segments, valid(qkv.segment_count), row0, s) && last_row < s.row_begin + s.rows;
-  if (!c.whole) return c;
+  if (!find_segment(qkv.segments, valid(qkv.segment_count), row0, s) || last_row >= s.row_begin + s.rows)
+    return c;
   const DeviceQkv::Place p = qkv.place(first, second);
   const int position = s.past + row0 - s.row_begin;
-  c.bias0 = p.bias0;
-  c.bias1 = p.bias1;
   c.stride = qkv.head_dim;
   c.rotates = qkv.rotates(p);
   if (c.rotates) {
@@ -104,101 +101,101 @@ __device__ __forceinline__ QkvColumn qkv_column(const DeviceQkv& qkv, int row0, 
   return c;
 }
 
-// Rows row0 + warp, + 4, … (eight of them, below row0 + end), whose sums of the features `first` and `second`
-// lie at handed[i * kHandedPitch] and 32 further; `tile_row` of the tile's. All eight are under way at once:
-// a block has too few warps to hide one row's latency behind another's.
-__device__ __forceinline__ void end_rows(const Product& op, const QkvColumn& column, int split,
-                                         const float* handed, int row0, int tile_row, int warp, int end,
-                                         int first, int second) {
-  constexpr int kAtOnce = kChunkRows / 4;
-  float a[kAtOnce], b[kAtOnce];
+// How a tile ends in four columns at a time: which of the quick ways there is, if any.
+enum class Quads : std::uint8_t { kNone, kPartials, kGated, kQkv, kPlain };
+
+__device__ __forceinline__ Quads quads_of(const Product& op) {
+  const DeviceEpilogue& e = op.epilogue;
+  if (op.to_qkv)
+    return op.w.order == RowOrder::kRotated && op.qkv.head_dim % 4 == 0 ? Quads::kQkv : Quads::kNone;
+  if (op.geglu) return op.w.n % 4 == 0 && e.pitch % 2 == 0 ? Quads::kGated : Quads::kNone;
+  if (op.w.order != RowOrder::kAdjacent || op.w.n % 4 != 0) return Quads::kNone;
+  if (op.partials != nullptr) return Quads::kPartials;
+  return e.gate == nullptr && e.row_bias == nullptr && e.row_map == nullptr && !e.accumulate &&
+                 e.activation != Activation::kSilu && e.pitch % 4 == 0
+             ? Quads::kPlain
+             : Quads::kNone;
+}
+
+// A warp's eight rows of a chunk, two at a time: half a warp has a row's 32 pairs, each thread two of them.
+// `handed`, `row` and `tile_row` are the thread's first row's, `column` its first pair's. Rows are under way
+// together: a block has too few warps to hide one row's latency behind another's.
+__device__ __forceinline__ void end_quads(const Product& op, Quads quads, const QkvColumn& column,
+                                          const float4& bias, int split, const float* handed, int row,
+                                          int tile_row, int end, int first) {
+  constexpr int kAtOnce = 4;
+  float4 v[kAtOnce];  // first 0, second 0, first 1, second 1
 #pragma unroll
   for (int i = 0; i < kAtOnce; ++i) {
-    a[i] = handed[(warp + 4 * i) * kHandedPitch];
-    b[i] = handed[(warp + 4 * i) * kHandedPitch + 32];
+    const float2 a = *reinterpret_cast<const float2*>(handed + 2 * i * kHandedPitch);
+    const float2 b = *reinterpret_cast<const float2*>(handed + 2 * i * kHandedPitch + 32);
+    v[i] = make_float4(a.x + bias.x, b.x + bias.y, a.y + bias.z, b.y + bias.w);
   }
   const DeviceEpilogue& e = op.epilogue;
-  row0 += warp;
-  end -= warp;
-  if (op.partials != nullptr) {
-    float* out = op.partials + split * op.split_pitch + static_cast<std::int64_t>(row0) * op.w.n + first;
+  if (quads == Quads::kGated) {
+    auto* out = static_cast<__nv_bfloat16*>(e.y) + row * e.pitch + first;
 #pragma unroll
     for (int i = 0; i < kAtOnce; ++i)
-      if (4 * i < end) *reinterpret_cast<float2*>(out + 4 * i * op.w.n) = make_float2(a[i], b[i]);
-  } else if (op.geglu) {
-    __nv_bfloat16* out = static_cast<__nv_bfloat16*>(e.y) + row0 * e.pitch + first;
-#pragma unroll
-    for (int i = 0; i < kAtOnce; ++i) a[i] = gelu(a[i]) * b[i];
-#pragma unroll
-    for (int i = 0; i < kAtOnce; ++i)
-      if (4 * i < end) out[4 * i * e.pitch] = __float2bfloat16(a[i]);
-  } else if (op.to_qkv && column.whole) {
-    const int row = tile_row + warp;
-    float2 turn[kAtOnce];
-#pragma unroll
-    for (int i = 0; i < kAtOnce; ++i) {
-      turn[i] = make_float2(1, 0);
-      if (column.rotates && 4 * i < end)
-        turn[i] = make_float2(__ldg(column.cos + (row + 4 * i) * column.angle_stride),
-                              __ldg(column.sin + (row + 4 * i) * column.angle_stride));
-    }
-#pragma unroll
-    for (int i = 0; i < kAtOnce; ++i) {
-      const float x = a[i] + column.bias0, y = b[i] + column.bias1;
-      if (4 * i < end)
-        *reinterpret_cast<std::uint32_t*>(column.out + (row + 4 * i) * column.stride) =
-            pack_bf16(x * turn[i].x - y * turn[i].y, y * turn[i].x + x * turn[i].y);
-    }
-  } else if (op.to_qkv) {
-    const DeviceQkv::Place place = op.qkv.place(first, second);
-    const bool rotates = op.qkv.rotates(place);
-    const int segments = valid(op.qkv.segment_count);
-    Segment s[kAtOnce];
-    float2 turn[kAtOnce];
-    Segment last{};
-#pragma unroll
-    for (int i = 0; i < kAtOnce; ++i) {
-      const int row = row0 + 4 * i;
-      if (4 * i < end && (row < last.row_begin || row >= last.row_begin + last.rows) &&
-          !find_segment(op.qkv.segments, segments, row, last))
-        last = {};
-      s[i] = last;
-      turn[i] = make_float2(1, 0);
-      if (rotates && 4 * i < end && last.rows > 0)
-        turn[i] = op.qkv.angle(place, last.past + row - last.row_begin);
-    }
+      if (2 * i < end)
+        *reinterpret_cast<std::uint32_t*>(out + 2 * i * e.pitch) =
+            pack_bf16(gelu(v[i].x) * v[i].y, gelu(v[i].z) * v[i].w);
+  } else if (quads == Quads::kPartials) {
+    float* out = op.partials + split * op.split_pitch + static_cast<std::int64_t>(row) * op.w.n + first;
 #pragma unroll
     for (int i = 0; i < kAtOnce; ++i)
-      if (4 * i < end && s[i].rows > 0) op.qkv.put(place, s[i], row0 + 4 * i, turn[i], a[i], b[i]);
-  } else if (second < e.n && e.gate == nullptr && e.row_bias == nullptr && e.row_map == nullptr &&
-             !e.accumulate && e.activation != Activation::kSilu && e.pitch % 2 == 0) {
-    const float bias0 = e.bias != nullptr ? __ldg(e.bias + first) : 0.0f;
-    const float bias1 = e.bias != nullptr ? __ldg(e.bias + second) : 0.0f;
+      if (2 * i < end) *reinterpret_cast<float4*>(out + 2 * i * op.w.n) = v[i];
+  } else if (quads == Quads::kQkv) {
+    float2 cosine[kAtOnce], sine[kAtOnce];
 #pragma unroll
     for (int i = 0; i < kAtOnce; ++i) {
-      a[i] += bias0;
-      b[i] += bias1;
-    }
-    if (e.activation == Activation::kGeluTanh)
-#pragma unroll
-      for (int i = 0; i < kAtOnce; ++i) {
-        a[i] = gelu(a[i]);
-        b[i] = gelu(b[i]);
+      cosine[i] = make_float2(1, 1);
+      sine[i] = make_float2(0, 0);
+      if (column.rotates && 2 * i < end) {
+        const int at = (tile_row + 2 * i) * column.angle_stride;
+        cosine[i] = __ldg(reinterpret_cast<const float2*>(column.cos + at));
+        sine[i] = __ldg(reinterpret_cast<const float2*>(column.sin + at));
       }
+    }
 #pragma unroll
     for (int i = 0; i < kAtOnce; ++i)
-      if (4 * i < end) {
-        const std::int64_t at = (row0 + 4 * i) * e.pitch + first;
-        if (e.f32) {
-          *reinterpret_cast<float2*>(static_cast<float*>(e.y) + at) = make_float2(a[i], b[i]);
-        } else {
-          *reinterpret_cast<std::uint32_t*>(static_cast<__nv_bfloat16*>(e.y) + at) = pack_bf16(a[i], b[i]);
-        }
+      if (2 * i < end) {
+        const float2 p = turned(v[i].x, v[i].y, make_float2(cosine[i].x, sine[i].x));
+        const float2 q = turned(v[i].z, v[i].w, make_float2(cosine[i].y, sine[i].y));
+        *reinterpret_cast<uint2*>(column.out + (tile_row + 2 * i) * column.stride) =
+            make_uint2(pack_bf16(p.x, p.y), pack_bf16(q.x, q.y));
       }
   } else {
-    for (int i = 0; i < kAtOnce && 4 * i < end; ++i)
-      e.store2(row0 + 4 * i, first, handed[(warp + 4 * i) * kHandedPitch],
-               handed[(warp + 4 * i) * kHandedPitch + 32]);
+    if (e.activation == Activation::kGeluTanh)
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i)
+        v[i] = make_float4(gelu(v[i].x), gelu(v[i].y), gelu(v[i].z), gelu(v[i].w));
+    const std::int64_t at = row * e.pitch + first;
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i)
+      if (2 * i < end) {
+        if (e.f32) {
+          *reinterpret_cast<float4*>(static_cast<float*>(e.y) + at + 2 * i * e.pitch) = v[i];
+        } else {
+          *reinterpret_cast<uint2*>(static_cast<__nv_bfloat16*>(e.y) + at + 2 * i * e.pitch) =
+              make_uint2(pack_bf16(v[i].x, v[i].y), pack_bf16(v[i].z, v[i].w));
+        }
+      }
+  }
+}
+
+// The same for anything else, a pair per thread and one row after the other. Seldom used: its code is kept
+// short.
+__device__ __forceinline__ void end_pairs(const Product& op, int pair, int split, const float* handed,
+                                          int row0, int warp, int end) {
+  Segment segment{};
+#pragma unroll 1
+  for (int r = warp; r < end; r += 4) {
+    const int row = row0 + r;
+    if (op.to_qkv && (row < segment.row_begin || row >= segment.row_begin + segment.rows) &&
+        !find_segment(op.qkv.segments, valid(op.qkv.segment_count), row, segment))
+      segment = {};
+    if (op.to_qkv && segment.rows == 0) continue;
+    emit_pair(op, pair, row, segment, split, handed[r * kHandedPitch], handed[r * kHandedPitch + 32]);
   }
 }
 
@@ -312,12 +309,25 @@ __global__ void SF_CLUSTER(2) __launch_bounds__(kThreads, 1)
 
       // The sums pass through shared memory, 32 rows of x at a time: the code that ends them then exists once
       // and not once per register, and what it writes lies side by side.
+      const int pair0 = (u.weight0 + half) / 2, limit = op.w.order == RowOrder::kGated ? op.w.n / 2 : op.w.n;
       int first, second;
-      pair_features(op.w, (u.weight0 + half) / 2 + lane, first, second);
-      const bool present = first < (op.w.order == RowOrder::kGated ? op.w.n / 2 : op.w.n);
+      pair_features(op.w, pair0 + lane % 16 * 2, first, second);
+      const bool present = first < limit;
+      Quads quads = quads_of(op);
       QkvColumn column;
-      if (op.to_qkv && present)
-        column = qkv_column(op.qkv, u.row0, min(u.row0 + kRows, rows) - 1, first, second);
+      float4 bias = make_float4(0, 0, 0, 0);
+      if (quads == Quads::kQkv) {
+        if (present) column = qkv_column(op.qkv, u.row0, min(u.row0 + kRows, rows) - 1, first, second);
+        if (__any_sync(~0u, present && column.out == nullptr)) quads = Quads::kNone;
+      }
+      const float* biases = quads == Quads::kQkv     ? op.qkv.bias
+                            : quads == Quads::kPlain ? op.epilogue.bias
+                                                     : nullptr;
+      if (biases != nullptr && present) {
+        const int next = second == first + 1 ? 2 : 1;  // from a pair to the one behind it
+        bias = make_float4(__ldg(biases + first), __ldg(biases + second), __ldg(biases + first + next),
+                           __ldg(biases + second + next));
+      }
       float* handed = reinterpret_cast<float*>(memory + (staged - shared_address(memory)));
 #pragma unroll 1
       for (int chunk = 0; chunk < T::kChunks && u.row0 + chunk * kChunkRows < rows; ++chunk) {
@@ -336,8 +346,13 @@ __global__ void SF_CLUSTER(2) __launch_bounds__(kThreads, 1)
         group_sync(group);
         const int row0 = u.row0 + chunk * kChunkRows,
                   end = min(min(kChunkRows, kRows - chunk * kChunkRows), rows - row0);
-        if (present)
-          end_rows(op, column, u.split, handed + lane, row0, chunk * kChunkRows, warp, end, first, second);
+        if (quads == Quads::kNone) {
+          end_pairs(op, pair0 + lane, u.split, handed + lane, row0, warp, end);
+        } else if (present) {
+          const int r = 8 * warp + lane / 16;
+          end_quads(op, quads, column, bias, u.split, handed + r * kHandedPitch + lane % 16 * 2, row0 + r,
+                    chunk * kChunkRows + r, end - r, first);
+        }
         group_sync(group);
       }
     }
