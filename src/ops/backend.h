@@ -130,6 +130,9 @@ class Backend {
   // table. Otherwise the host makes pictures and gathers rows.
   virtual bool takes_raw_inputs() const { return false; }
 
+  // Whether a product in float32 costs more here than one whose operands come in bfloat16 parts (PatchRows).
+  virtual bool prefers_parts() const { return false; }
+
   void letterbox(const Letterbox& op);
   void patch_rows(const PatchRows& op);
   void scale_rows(const ScaleRows& op);

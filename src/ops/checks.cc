@@ -64,7 +64,10 @@ const char* broken(const PatchRows& op) {
   SF_REQUIRE(op.pixels != nullptr && op.pictures.capacity > 0 && op.patch > 0 && op.image > 0 &&
              op.image % op.patch == 0);
   const int tokens = (op.image / op.patch) * (op.image / op.patch);
-  SF_REQUIRE(usable(op.out) && op.out.dtype == DType::kF32 && op.out.cols == 3 * op.patch * op.patch);
+  const int values = 3 * op.patch * op.patch;
+  SF_REQUIRE(usable(op.out) && (op.out.dtype == DType::kF32 || op.out.dtype == DType::kBF16));
+  SF_REQUIRE(op.out.dtype == DType::kF32 ? op.out.cols == values
+                                         : op.out.cols == 2 * values || op.out.cols == 3 * values);
   SF_REQUIRE(op.out.rows >= op.pictures.capacity * tokens);
   return nullptr;
 }

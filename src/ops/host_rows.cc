@@ -136,6 +136,18 @@ void letterbox_rows(const Letterbox& op, int pictures) {
   }
 }
 
+void put_patch_value(const PatchRows& op, std::int64_t row, int i, float value) {
+  if (op.out.dtype == DType::kF32) {
+    static_cast<float*>(op.out.data)[row * op.out.pitch + i] = value;
+    return;
+  }
+  const int values = 3 * op.patch * op.patch;
+  bf16* out = static_cast<bf16*>(op.out.data) + row * op.out.pitch + i;
+  out[0] = to_bf16(value);
+  out[values] = to_bf16(value - to_float(out[0]));
+  if (op.out.cols == 3 * values) out[2 * values] = out[0];
+}
+
 void scale_row(const Matrix& x, std::int64_t r, float scale, float* out) {
   for (int c = 0; c < x.cols; ++c)
     out[c] = scale * (x.dtype == DType::kBF16 ? to_float(static_cast<const bf16*>(x.data)[r * x.pitch + c])

@@ -13,6 +13,8 @@ Status check_parts(std::span<const HostMatrix> parts, const PackOptions& options
 Status read_row(const HostMatrix& part, int r, float* out);
 // The letterbox operation, plainly.
 void letterbox_rows(const Letterbox& op, int pictures);
+// Value `i` of a patch row, as a value or in parts.
+void put_patch_value(const PatchRows& op, std::int64_t row, int i, float value);
 // Row `r` of a float32 or bfloat16 matrix, times `scale`, into out [cols].
 void scale_row(const Matrix& x, std::int64_t r, float scale, float* out);
 // [sin(2π t / period_i)…, cos(…)…] with period_i = min · (max / min)^(i / (width/2 - 1)), float64 inside.

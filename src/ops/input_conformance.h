@@ -108,6 +108,39 @@ TEST_P(Ops, Letterbox) {
   }
 }
 
+TEST_P(Ops, PatchRows) {
+  const int image = 12, patch = 4, values = 3 * patch * patch, rows = 3 * 9;
+  const auto bytes = normal(3 * image * image * 3, 8);
+  std::vector<float> pixels;
+  for (const float v : bytes) pixels.push_back(v / 3);  // more than bf16 holds
+  const std::vector<std::int32_t> count = {2};
+  for (const int parts : {1, 2, 3}) {
+    std::vector<std::vector<float>> out;
+    for (Device* d : {&reference, &device}) {
+      const Matrix y = d->matrix(rows, parts * values, parts == 1 ? DType::kF32 : DType::kBF16);
+      d->b->patch_rows({.pixels = d->array(pixels),
+                        .pictures = {3, d->array(count)},
+                        .image = image,
+                        .patch = patch,
+                        .out = y});
+      const Status status = d->b->finish();
+      ASSERT_TRUE(status.ok()) << status.message();
+      out.push_back(d->get(y, rows));
+    }
+    for (std::size_t i = 0; i < out[0].size(); ++i) {
+      if (i >= static_cast<std::size_t>(2 * 9 * parts * values)) {
+        ASSERT_TRUE(std::isnan(out[1][i])) << "a picture beyond the count was written";
+      } else {
+        ASSERT_EQ(out[1][i], out[0][i]) << parts << " parts, element " << i;
+      }
+    }
+    const float whole = pixels[static_cast<std::size_t>(image * 3)];  // second line, first column, red
+    const float sum =
+        parts == 1 ? out[1][patch] : out[1][patch] + out[1][static_cast<std::size_t>(values + patch)];
+    EXPECT_NEAR(sum, whole, std::abs(whole) * 0x1p-16);
+  }
+}
+
 TEST_P(Ops, TokenRows) {
   const int vocab = 50, rows = 9, width = 70;
   const auto table = normal(vocab * width, 3);

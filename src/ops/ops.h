@@ -151,9 +151,11 @@ struct Letterbox {
   float* pixels = nullptr;
 };
 
-// pixels [pictures, image, image, 3] float32 -> rows [pictures * tokens, 3 * patch * patch] float32,
+// pixels [pictures, image, image, 3] float32 -> rows [pictures * tokens, n], n = 3 * patch * patch,
 // channel-major inside a row (as the convolution's weight [width, 3, patch, patch] is laid out), patches row
-// by row.
+// by row. A float32 `out` gets the values. A bfloat16 one has 2n or 3n columns and gets each in parts: what
+// bfloat16 holds of it, what it holds of the rest, and with 3n the first part again. A product with weights
+// [w | w] or [w | w | what bfloat16 left of w] then has 16 bits of each operand.
 struct PatchRows {
   const float* pixels = nullptr;
   Count pictures;

@@ -132,7 +132,9 @@ Result<Workspace> plan_workspace(ops::Backend& backend, const weights::Architect
   w.prefix_segments = {segments + pictures, requests, request_rows, request_rows};
   w.suffix_segments = {segments + pictures + batch, requests, a.horizon, keys};
 
-  plan.matrix(w.patches, vision_rows, 3 * a.vision.patch * a.vision.patch, f32);
+  const bool in_parts = backend.prefers_parts();
+  plan.matrix(w.patches, vision_rows, (in_parts ? 9 : 3) * a.vision.patch * a.vision.patch,
+              in_parts ? DType::kBF16 : f32);
   plan.matrix(w.vision_x, vision_rows, a.vision.width, f32);
   plan.matrix(w.prefix_x, prefix_rows, a.prefix.width, f32);
   w.actions = {.data = w.device.actions, .rows = suffix_rows, .cols = a.action_dim, .pitch = a.action_dim};

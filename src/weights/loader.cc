@@ -44,6 +44,32 @@ Result<ops::Weight> Loader::matrix(const std::vector<std::string>& names, const 
   return weight;
 }
 
+Result<ops::Weight> Loader::matrix_in_parts(const std::string& name, int& parts) {
+  SF_ASSIGN_OR_RETURN(const TensorData tensor, source_.get(name));
+  const ops::HostMatrix host = host_matrix(tensor, name);
+  const auto cols = static_cast<std::size_t>(host.cols), rows = static_cast<std::size_t>(host.rows);
+  std::vector<float> values(rows * cols);
+  parts = 2;
+  for (std::size_t r = 0; r < rows; ++r)
+    SF_RETURN_IF_ERROR(ops::read_row(host, static_cast<int>(r), values.data() + r * cols));
+  for (const float v : values)
+    if (to_float(to_bf16(v)) != v) parts = 3;
+  std::vector<bf16> wide(values.size() * static_cast<std::size_t>(parts));
+  for (std::size_t r = 0; r < rows; ++r)
+    for (std::size_t c = 0; c < cols; ++c) {
+      bf16* to = wide.data() + r * cols * static_cast<std::size_t>(parts) + c;
+      const float v = values[r * cols + c];
+      to[0] = to[cols] = to_bf16(v);
+      if (parts == 3) to[2 * cols] = to_bf16(v - to_float(to[0]));
+    }
+  const ops::HostMatrix whole{DType::kBF16, host.rows, host.cols * parts, std::as_bytes(std::span(wide)),
+                              name};
+  SF_ASSIGN_OR_RETURN(ops::Weight weight, backend_.pack({&whole, 1}, {}));
+  packed_ += weight.bytes;
+  count(tensor, name);
+  return weight;
+}
+
 Result<const float*> Loader::vector(const std::vector<std::string>& names) {
   std::vector<float> values;
   for (const std::string& name : names) {

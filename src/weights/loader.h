@@ -19,6 +19,9 @@ class Loader {
 
   // One packed matrix from the named tensors (rank 2 or more; all dimensions but the first are flattened).
   Result<ops::Weight> matrix(const std::vector<std::string>& names, const ops::PackOptions& options = {});
+  // The named tensor for rows in bfloat16 parts (ops::PatchRows): [w | w] where bfloat16 holds its values,
+  // else [w | w | what it left of w]. `parts` is how many there are.
+  Result<ops::Weight> matrix_in_parts(const std::string& name, int& parts);
   // The named tensors behind each other as float32 in device memory. NaN and Inf are errors.
   Result<const float*> vector(const std::vector<std::string>& names);
   Result<const float*> vector(const std::string& name) { return vector(std::vector<std::string>{name}); }

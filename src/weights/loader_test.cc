@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <cstring>
 
 #include "core/bf16.h"
@@ -69,6 +70,32 @@ TEST(Loader, TablesKeepTheirValuesInTheSmallestType) {
                                                  : static_cast<const float*>(made->data)[at];
       ASSERT_EQ(got, (*row.want)[at]) << i;
     }
+  }
+}
+
+TEST(Loader, PartsAddUpToTheMatrix) {
+  const int rows = 5, cols = 6;
+  std::vector<float> exact, round;
+  for (int i = 0; i < rows * cols; ++i) {
+    exact.push_back(0.37f * static_cast<float>(i) - 3);
+    round.push_back(to_float(to_bf16(exact.back())));
+  }
+  for (const std::vector<float>* values : {&round, &exact}) {
+    auto backend = *ops::make_reference_backend();
+    const OneTensor source(DType::kF32, rows, cols, bytes_of(*values));
+    Loader loader(*backend, source, 1, {});
+    int parts = 0;
+    const auto made = loader.matrix_in_parts("t", parts);
+    ASSERT_TRUE(made.ok()) << made.status().message();
+    EXPECT_EQ(parts, values == &round ? 2 : 3);
+    EXPECT_EQ(made->k, parts * cols);
+    const auto* w = static_cast<const float*>(made->data);
+    for (int r = 0; r < rows; ++r)
+      for (int c = 0; c < cols; ++c) {
+        const float *at = w + r * parts * cols + c, want = (*values)[static_cast<std::size_t>(r * cols + c)];
+        EXPECT_EQ(at[0], at[cols]);
+        EXPECT_NEAR(at[0] + (parts == 3 ? at[2 * cols] : 0), want, std::abs(want) * 0x1p-16);
+      }
   }
 }
 

@@ -147,14 +147,13 @@ void CpuBackend::do_patch_rows(const PatchRows& op) {
     for (int line = first; line < last; ++line) {
       const int picture = line / grid, y = line % grid;
       for (int x = 0; x < grid; ++x) {
-        float* out = static_cast<float*>(op.out.data) +
-                     (static_cast<std::int64_t>(picture * grid + y) * grid + x) * op.out.pitch;
+        const std::int64_t row = static_cast<std::int64_t>(picture * grid + y) * grid + x;
         for (int i = 0; i < p; ++i) {
           const float* in =
               op.pixels +
               ((static_cast<std::int64_t>(picture) * op.image + y * p + i) * op.image + x * p) * 3;
           for (int j = 0; j < p; ++j)
-            for (int c = 0; c < 3; ++c) out[(c * p + i) * p + j] = in[j * 3 + c];
+            for (int c = 0; c < 3; ++c) put_patch_value(op, row, (c * p + i) * p + j, in[j * 3 + c]);
         }
       }
     }

@@ -43,6 +43,7 @@ class CudaBackend : public Backend {
                   std::span<float> v) override;
   bool records() const override { return true; }
   bool takes_raw_inputs() const override { return true; }
+  bool prefers_parts() const override { return half_; }
   void replay(std::uint64_t key, const std::function<void()>& feed,
               const std::function<void()>& body) override;
   void mark(int i) override;

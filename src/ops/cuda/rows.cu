@@ -17,10 +17,19 @@ __global__ void patch_rows_kernel(PatchRows op) {
   const int picture = row / tokens, token = row % tokens, top = token / grid * op.patch,
             left = token % grid * op.patch;
   const float* in = op.pixels + static_cast<std::int64_t>(picture) * op.image * op.image * 3;
-  float* out = static_cast<float*>(op.out.data) + row * op.out.pitch;
+  const std::int64_t out = row * op.out.pitch;
   for (int c = static_cast<int>(threadIdx.x); c < 3 * area; c += kThreads) {
     const int channel = c / area, y = c % area / op.patch, x = c % op.patch;
-    out[c] = in[(static_cast<std::int64_t>(top + y) * op.image + left + x) * 3 + channel];
+    const float v = in[(static_cast<std::int64_t>(top + y) * op.image + left + x) * 3 + channel];
+    if (op.out.dtype == DType::kF32) {
+      static_cast<float*>(op.out.data)[out + c] = v;
+      continue;
+    }
+    __nv_bfloat16* parts = static_cast<__nv_bfloat16*>(op.out.data) + out + c;
+    const __nv_bfloat16 first = __float2bfloat16(v);
+    parts[0] = first;
+    parts[3 * area] = __float2bfloat16(__fsub_rn(v, __bfloat162float(first)));
+    if (op.out.cols == 9 * area) parts[6 * area] = first;
   }
 }
 

@@ -85,14 +85,16 @@ class ReferenceBackend : public Backend {
     for (int picture = 0; picture < valid(op.pictures); ++picture)
       for (int y = 0; y < grid; ++y)
         for (int x = 0; x < grid; ++x) {
-          float* out = row(op.out, (static_cast<std::int64_t>(picture) * grid + y) * grid + x);
+          int value = 0;
           for (int c = 0; c < 3; ++c)
             for (int i = 0; i < p; ++i)
               for (int j = 0; j < p; ++j)
-                *out++ = op.pixels[((static_cast<std::int64_t>(picture) * op.image + y * p + i) * op.image +
-                                    x * p + j) *
-                                       3 +
-                                   c];
+                put_patch_value(
+                    op, (static_cast<std::int64_t>(picture) * grid + y) * grid + x, value++,
+                    op.pixels[((static_cast<std::int64_t>(picture) * op.image + y * p + i) * op.image +
+                               x * p + j) *
+                                  3 +
+                              c]);
         }
   }
 

@@ -11,8 +11,12 @@ const std::string kTower = kPali + "vision_tower.vision_model.";
 Result<Vision> Vision::load(weights::Loader& loader, const weights::Architecture& architecture) {
   Vision v;
   v.sizes_ = architecture.vision;
-  SF_ASSIGN_OR_RETURN(v.patch_,
-                      loader.matrix({kTower + "embeddings.patch_embedding.weight"}, {.keep_float32 = true}));
+  const std::string patch = kTower + "embeddings.patch_embedding.weight";
+  if (loader.backend().prefers_parts()) {
+    SF_ASSIGN_OR_RETURN(v.patch_, loader.matrix_in_parts(patch, v.patch_parts_));
+  } else {
+    SF_ASSIGN_OR_RETURN(v.patch_, loader.matrix({patch}, {.keep_float32 = true}));
+  }
   SF_ASSIGN_OR_RETURN(v.patch_bias_, loader.vector(kTower + "embeddings.patch_embedding.bias"));
   SF_ASSIGN_OR_RETURN(v.position_, loader.vector(kTower + "embeddings.position_embedding.weight"));
   for (int i = 0; i < v.sizes_.depth; ++i) {
@@ -51,13 +55,15 @@ void Vision::run(ops::Backend& backend, const VisionRun& run) const {
                        .pictures = run.pictures,
                        .image = sizes_.image,
                        .pixels = run.pixels});
+  ops::Matrix patches = run.patches;  // planned for three parts
+  patches.cols = patch_parts_ * 3 * sizes_.patch * sizes_.patch;
   backend.patch_rows({.pixels = run.pixels,
                       .pictures = run.pictures,
                       .image = sizes_.image,
                       .patch = sizes_.patch,
-                      .out = run.patches});
+                      .out = patches});
   backend.matmul(
-      {.x = run.patches,
+      {.x = patches,
        .w = &patch_,
        .y = run.x,
        .rows = run.rows,

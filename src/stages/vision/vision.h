@@ -18,7 +18,7 @@ struct VisionRun {
   ops::Count pictures, rows;  // rows = pictures * tokens
   ops::Segments segments;     // one per picture, slot = picture
   const ops::KvCache* cache = nullptr;
-  ops::Matrix patches;  // [rows, 3 patch²] float32
+  ops::Matrix patches;  // [rows, 3 patch²] float32, or [rows, 9 patch²] bfloat16 in parts
   ops::Matrix x;        // [rows, width] float32
   ops::BlockScratch scratch;
   ops::Matrix out;                        // the prefix's embeddings [rows, prefix width] float32
@@ -32,7 +32,9 @@ class Vision {
 
  private:
   weights::VisionSizes sizes_;
+  // Float32 in the network's own BF16 form; where that is slow its operands come in bfloat16 parts.
   ops::Weight patch_, projector_;
+  int patch_parts_ = 1;
   const float *patch_bias_ = nullptr, *position_ = nullptr, *norm_weight_ = nullptr, *norm_bias_ = nullptr,
               *projector_bias_ = nullptr;
   std::vector<ops::SiglipWeights> blocks_;
