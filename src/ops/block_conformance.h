@@ -72,14 +72,17 @@ TEST_P(Ops, SiglipBlock) {
       const Matrix in = d->put(x, capacity, width, DType::kF32);
       const std::vector<Segment> segments = {{0, 100, 0, 0}, {100, 100, 1, 0}};
       const std::vector<std::int32_t> count = {2}, valid = {rows};
-      for (int repeat = 0; repeat < 2; ++repeat)
+      const BlockScratch scratch = p.scratch(capacity, width, heads, heads, dim, mlp);
+      for (const bool again : {false, true})
         d->b->siglip_block({.weights = &w,
                             .x = in,
                             .rows = {capacity, d->array(valid)},
                             .segments = {d->array(segments), {3, d->array(count)}, 100, 100},
                             .cache = &cache,
                             .heads = heads,
-                            .scratch = p.scratch(capacity, width, heads, heads, dim, mlp)});
+                            .scratch = scratch,
+                            .next = again ? nullptr : &w,
+                            .normed = again});
       const Status status = d->b->finish();
       ASSERT_TRUE(status.ok()) << status.message();
       out.push_back(d->get(in, rows));
@@ -105,14 +108,17 @@ TEST_P(Ops, GemmaLayersAndDenoiseLoop) {
       const RopeTable rope = p.rope(keys, dim);
       const Matrix x = d->put(p.values(300 * width, 1), 300, width, f32);
       const BlockScratch s = p.scratch(300, width, heads, kv, dim, mlp);
+      std::vector<GemmaWeights> prefix_layers;
+      for (int layer = 0; layer < depth; ++layer)
+        prefix_layers.push_back({.input_norm = p.vector(width),
+                                 .post_norm = p.vector(width),
+                                 .qkv = p.heads(heads, kv, dim, width),
+                                 .out = p.linear(width, heads * dim),
+                                 .gate_up = p.gated(mlp, width),
+                                 .down = p.linear(width, mlp)});
       for (int layer = 0; layer < depth; ++layer) {
-        const GemmaWeights w{.input_norm = p.vector(width),
-                             .post_norm = p.vector(width),
-                             .qkv = p.heads(heads, kv, dim, width),
-                             .out = p.linear(width, heads * dim),
-                             .gate_up = p.gated(mlp, width),
-                             .down = p.linear(width, mlp)};
-        d->b->gemma_layer({.weights = &w,
+        const GemmaWeights* w = &prefix_layers[static_cast<std::size_t>(layer)];
+        d->b->gemma_layer({.weights = w,
                            .x = x,
                            .rows = {300, d->array(prefix_rows)},
                            .segments = {d->array(prefix), {3, d->array(two)}, 130, keys},
@@ -121,7 +127,9 @@ TEST_P(Ops, GemmaLayersAndDenoiseLoop) {
                            .heads = heads,
                            .rope = &rope,
                            .only_cache = layer + 1 == depth,
-                           .scratch = s});
+                           .scratch = s,
+                           .next = layer + 1 < depth ? w + 1 : nullptr,
+                           .normed = layer > 0});
       }
       Status status = d->b->finish();
       ASSERT_TRUE(status.ok()) << status.message();

@@ -30,6 +30,11 @@ struct SiglipBlock {
   const KvCache* cache = nullptr;  // one layer, a slot per picture
   int heads = 0;
   BlockScratch scratch;
+  // Blocks that follow each other may share a launch: a backend may make the first norm of `next` while it
+  // ends this block, in scratch.normed; `normed` says that the block before was given this one as its next.
+  // Both may be ignored.
+  const SiglipWeights* next = nullptr;
+  bool normed = false;
 };
 
 struct GemmaWeights {
@@ -49,6 +54,8 @@ struct GemmaLayer {
   const RopeTable* rope = nullptr;
   bool only_cache = false;
   BlockScratch scratch;
+  const GemmaWeights* next = nullptr;  // as in SiglipBlock
+  bool normed = false;
 };
 
 // Weights of the action expert.

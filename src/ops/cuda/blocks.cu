@@ -192,7 +192,8 @@ void CudaBackend::siglip_block(const SiglipBlock& op) {
   if (qkv == nullptr || qkv->order != RowOrder::kRotated) return ops::siglip_block(*this, op);
   select();
   const BlockScratch& s = op.scratch;
-  layer_norm({.x = op.x, .y = s.normed, .rows = op.rows, .weight = w.norm1_weight, .bias = w.norm1_bias});
+  if (!op.normed)
+    layer_norm({.x = op.x, .y = s.normed, .rows = op.rows, .weight = w.norm1_weight, .bias = w.norm1_bias});
   Product in = product_of(s.normed, op.rows, w.qkv);
   in.to_qkv = true;
   in.qkv = qkv_of(op.segments, nullptr, s.q, *op.cache, 0, op.heads);
@@ -214,11 +215,16 @@ void CudaBackend::siglip_block(const SiglipBlock& op) {
           .y = s.hidden,
           .rows = op.rows,
           .epilogue = {.bias = w.fc1_bias, .activation = Activation::kGeluTanh}});
-  matmul({.x = s.hidden,
-          .w = &w.fc2,
-          .y = op.x,
-          .rows = op.rows,
-          .epilogue = {.bias = w.fc2_bias, .accumulate = true}});
+  if (failed()) return;
+  Product fc2 = product_of(s.hidden, op.rows, w.fc2);
+  fc2.epilogue = epilogue_of({.bias = w.fc2_bias, .accumulate = true}, op.x);
+  NextNorm behind;
+  if (op.next != nullptr)
+    behind = {.kind = NextNorm::kLayer,
+              .weight = op.next->norm1_weight,
+              .bias = op.next->norm1_bias,
+              .y = s.normed};
+  product_into_rows(fc2, op.x, op.rows, behind);
 }
 
 // The two halves of a Gemma layer. `normed` holds the layer's normalised input when it begins, and `next` is
@@ -259,10 +265,13 @@ void CudaBackend::gemma_layer(const GemmaLayer& op) {
   if (qkv == nullptr || qkv->order != RowOrder::kRotated) return ops::gemma_layer(*this, op);
   select();
   const BlockScratch& s = op.scratch;
-  rms_norm({.x = op.x, .y = s.normed, .rows = op.rows, .weight = w.input_norm});
+  if (!op.normed) rms_norm({.x = op.x, .y = s.normed, .rows = op.rows, .weight = w.input_norm});
   attend(w, op.x, op.rows, op.segments, *op.cache, op.layer, op.heads, op.rope, nullptr,
          {.kind = NextNorm::kRms, .weight = w.post_norm, .y = s.normed}, s, op.only_cache);
-  if (!op.only_cache) gated_mlp(w, op.x, op.rows, nullptr, {}, s);
+  if (op.only_cache) return;
+  NextNorm behind;
+  if (op.next != nullptr) behind = {.kind = NextNorm::kRms, .weight = op.next->input_norm, .y = s.normed};
+  gated_mlp(w, op.x, op.rows, nullptr, behind, s);
 }
 
 void CudaBackend::expert_step(const ExpertStep& op) {

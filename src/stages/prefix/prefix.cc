@@ -45,8 +45,9 @@ void Prefix::embed(ops::Backend& backend, const PrefixRun& run) const {
 }
 
 void Prefix::run(ops::Backend& backend, const PrefixRun& run) const {
-  for (int i = 0; i < sizes_.depth; ++i)
-    backend.gemma_layer({.weights = &layers_[static_cast<std::size_t>(i)],
+  for (int i = 0; i < sizes_.depth; ++i) {
+    const ops::GemmaWeights* weights = &layers_[static_cast<std::size_t>(i)];
+    backend.gemma_layer({.weights = weights,
                          .x = run.x,
                          .rows = run.rows,
                          .segments = run.segments,
@@ -55,7 +56,10 @@ void Prefix::run(ops::Backend& backend, const PrefixRun& run) const {
                          .heads = sizes_.heads,
                          .rope = run.rope,
                          .only_cache = i + 1 == sizes_.depth,
-                         .scratch = run.scratch});
+                         .scratch = run.scratch,
+                         .next = i + 1 < sizes_.depth ? weights + 1 : nullptr,
+                         .normed = i > 0});
+  }
 }
 
 }  // namespace servoflow::stages

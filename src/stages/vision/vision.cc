@@ -69,14 +69,16 @@ void Vision::run(ops::Backend& backend, const VisionRun& run) const {
        .rows = run.rows,
        .epilogue = {.bias = patch_bias_, .row_bias = position_, .row_bias_period = sizes_.tokens()},
        .zone = "vision/patches"});
-  for (const ops::SiglipWeights& block : blocks_)
-    backend.siglip_block({.weights = &block,
+  for (std::size_t i = 0; i < blocks_.size(); ++i)
+    backend.siglip_block({.weights = &blocks_[i],
                           .x = run.x,
                           .rows = run.rows,
                           .segments = run.segments,
                           .cache = run.cache,
                           .heads = sizes_.heads,
-                          .scratch = run.scratch});
+                          .scratch = run.scratch,
+                          .next = i + 1 < blocks_.size() ? &blocks_[i + 1] : nullptr,
+                          .normed = i > 0});
   backend.layer_norm(
       {.x = run.x, .y = run.scratch.normed, .rows = run.rows, .weight = norm_weight_, .bias = norm_bias_});
   // Image tokens are not rescaled (text tokens are).
