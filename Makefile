@@ -108,7 +108,7 @@ GPU_BUILD ?= build/device-cuda
 test-gpu: ## the tests labelled gpu, from build/device-cuda
 	ctest --test-dir $(GPU_BUILD) -L gpu --output-on-failure
 
-soak-gpu: ## 10000 inferences at the published size: memory, repeats and batches of 1 to 16 (4 minutes)
+soak-gpu: ## 10000 inferences at the published size: memory, repeats and batches of 1 to 16 (some minutes)
 	LD_LIBRARY_PATH=$(GPU_BUILD)/lib $(GPU_BUILD)/servoflow bench --synthetic pi05 --device cuda --repeat 10000 --soak
 	LD_LIBRARY_PATH=$(GPU_BUILD)/lib $(GPU_BUILD)/servoflow bench --synthetic pi05 --device cuda --batch 16 --ragged --batches \
 	  --repeat 20 --soak
