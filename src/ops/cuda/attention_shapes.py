@@ -41,8 +41,8 @@ def from_registers(name, n, transposed, fresh):
 
 
 widths = (80,)
-sys.stdout.write("""// Written by attention_shapes.py beside it. Scores: d = or += a · bᵀ, a 64 x 16 and b n x 16 bf16 in shared memory
-// or a in registers. Values: d += a · b, a 64 x 16 in registers and b 16 x n in shared memory.
+sys.stdout.write("""// Written by attention_shapes.py beside it. Scores: d = or += a · bᵀ, b n x 16 bf16 in shared memory,
+// a 64 x 16 there or in registers. Values: d += a · b, a in registers and b 16 x n in shared memory.
 #pragma once
 
 // clang-format off

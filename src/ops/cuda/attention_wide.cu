@@ -229,7 +229,8 @@ __global__ void SF_CLUSTER(2) __launch_bounds__(kThreads, 1)
       const int end = min(count - keys.first_key, keys.units * kUnit);
 #pragma unroll 1
       for (int block = 0;; ++block) {
-        // The weights of a step are made while the values of the one before are added.
+        // The values of the step before are still being added; the compiler waits for them before most of the
+        // weights are made, though.
         if (w.thread == 0) barrier_arrive(empty + 8 * (block % 2));
         if (block == blocks - 1) used();
         const bool moves = w.soften(end - block * kBlockKeys);
