@@ -90,7 +90,7 @@ struct Computer {
       const std::uint64_t b = core_descriptor(base + at.at(), kDepth * 16);
       wgmma_fence();
 #pragma unroll
-      for (int k = 0; k < kDepth / 16; ++k) expert_wgmma(sum, a + 16 * k, b + 16 * k);
+      for (int k = 0; k < kDepth / 16; ++k) wgmma<kN>(sum, a + 16 * k, b + 16 * k);
       wgmma_commit();
       if (c > 0) {
         wgmma_wait<1>();

@@ -4,8 +4,8 @@
 
 #include "ops/cuda/expert_edge.cuh"
 #include "ops/cuda/expert_loop.cuh"
-#include "ops/cuda/expert_wgmma.cuh"
 #include "ops/cuda/hopper.cuh"
+#include "ops/cuda/wgmma_shapes.cuh"
 
 namespace servoflow::ops::cuda::loop {
 
