@@ -19,8 +19,9 @@ TEST_P(Ops, AttentionOverManyKeys) {
   const std::vector<Shape> shapes = {
       {8, 1, 256, {{1}, {63}, {65}, {128}, {513}, {712}, {1000, 65, 305}, {1000}}},
       {16, 16, 72, {{1}, {63}, {65}, {129}, {256}, {256, 65, 200}}}};
-  for (const auto& [heads, kv, dim, all_counts] : shapes)
-    for (const std::vector<int>& counts : all_counts) {
+  for (const Shape& sizes : shapes)
+    for (const std::vector<int>& counts : sizes.counts) {
+      const int heads = sizes.heads, kv = sizes.kv, dim = sizes.dim;
       const int cols = (heads + 2 * kv) * dim, requests = static_cast<int>(counts.size());
       const int keys = *std::max_element(counts.begin(), counts.end()) + (dim == 72 ? 0 : 7);
       std::vector<Segment> whole, ends;

@@ -192,7 +192,8 @@ TEST_P(Ops, ARequestInABatchHasItsOwnBits) {
   struct Sizes {
     int width, heads, kv, dim, mlp;
   };
-  for (const auto& [width, heads, kv, dim, mlp] : {Sizes{288, 4, 4, 72, 520}, Sizes{512, 8, 1, 256, 1024}}) {
+  for (const Sizes& size : {Sizes{288, 4, 4, 72, 520}, Sizes{512, 8, 1, 256, 1024}}) {
+    const int width = size.width, heads = size.heads, kv = size.kv, dim = size.dim, mlp = size.mlp;
     const bool vision = kv == heads;
     BlockParts p{device};
     const SiglipWeights siglip{.norm1_weight = p.vector(width, 1),
