@@ -7,7 +7,7 @@ namespace {
 
 using namespace loop;
 
-__global__ void __cluster_dims__(kLoopRanks, 1, 1) __launch_bounds__(kThreads, 1)
+__global__ void SF_CLUSTER(kLoopRanks) __launch_bounds__(kThreads, 1)
     expert_loop_kernel(const __grid_constant__ ExpertLoop op) {
 #if __CUDA_ARCH_FEAT_SM90_ALL
   extern __shared__ __align__(1024) std::uint8_t shared[];
