@@ -11,6 +11,7 @@
 #include <string_view>
 
 #include "build_info.h"
+#include "build_revision.h"
 #include "core/thread_pool.h"
 
 namespace servoflow::toolkit {
