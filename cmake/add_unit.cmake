@@ -37,3 +37,14 @@ function(sf_test SOURCE)
   endif()
   set_tests_properties(${T_PREFIX}.${short} PROPERTIES TIMEOUT ${T_TIMEOUT} LABELS "${T_LABELS}")
 endfunction()
+
+# sf_gpu_instances(unit.test): the test's instances called cuda need a GPU. They leave its entry and, in a build
+# with CUDA, become the entry unit.test_gpu with the label gpu, which fails where there is no usable GPU.
+function(sf_gpu_instances NAME)
+  set_tests_properties(${NAME} PROPERTIES ENVIRONMENT "GTEST_FILTER=-*/cuda")
+  if(SF_CUDA)
+    string(REPLACE "." "_" target ${NAME}_test)
+    add_test(NAME ${NAME}_gpu COMMAND ${target} --gtest_filter=*/cuda WORKING_DIRECTORY ${CMAKE_SOURCE_DIR})
+    set_tests_properties(${NAME}_gpu PROPERTIES TIMEOUT 300 LABELS gpu)
+  endif()
+endfunction()

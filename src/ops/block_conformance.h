@@ -46,6 +46,20 @@ struct BlockParts {
     c.data = *d.b->allocate(d.b->cache_bytes(c));
     return c;
   }
+  SiglipWeights siglip(int heads, int kv, int dim, int width, int mlp) {
+    return {.norm1_weight = vector(width, 1),
+            .norm1_bias = vector(width),
+            .norm2_weight = vector(width, 1),
+            .norm2_bias = vector(width),
+            .qkv = this->heads(heads, kv, dim, width),
+            .out = linear(width, heads * dim),
+            .fc1 = linear(mlp, width),
+            .fc2 = linear(width, mlp),
+            .qkv_bias = vector((heads + 2 * kv) * dim),
+            .out_bias = vector(width),
+            .fc1_bias = vector(mlp),
+            .fc2_bias = vector(width)};
+  }
   RopeTable rope(int keys, int dim) { return d.rope(keys, dim); }
 };
 
@@ -56,18 +70,7 @@ TEST_P(Ops, SiglipBlock) {
     for (Device* d : {&reference, &device}) {
       BlockParts p{*d};
       const std::vector<float> x = p.values(capacity * width, 1);
-      const SiglipWeights w{.norm1_weight = p.vector(width, 1),
-                            .norm1_bias = p.vector(width),
-                            .norm2_weight = p.vector(width, 1),
-                            .norm2_bias = p.vector(width),
-                            .qkv = p.heads(heads, heads, dim, width),
-                            .out = p.linear(width, heads * dim),
-                            .fc1 = p.linear(mlp, width),
-                            .fc2 = p.linear(width, mlp),
-                            .qkv_bias = p.vector(3 * heads * dim),
-                            .out_bias = p.vector(width),
-                            .fc1_bias = p.vector(mlp),
-                            .fc2_bias = p.vector(width)};
+      const SiglipWeights w = p.siglip(heads, heads, dim, width, mlp);
       const KvCache cache = p.cache(1, 3, 100, heads, dim);
       const Matrix in = d->put(x, capacity, width, DType::kF32);
       const std::vector<Segment> segments = {{0, 100, 0, 0}, {100, 100, 1, 0}};
@@ -196,18 +199,7 @@ TEST_P(Ops, ARequestInABatchHasItsOwnBits) {
     const int width = size.width, heads = size.heads, kv = size.kv, dim = size.dim, mlp = size.mlp;
     const bool vision = kv == heads;
     BlockParts p{device};
-    const SiglipWeights siglip{.norm1_weight = p.vector(width, 1),
-                               .norm1_bias = p.vector(width),
-                               .norm2_weight = p.vector(width, 1),
-                               .norm2_bias = p.vector(width),
-                               .qkv = p.heads(heads, kv, dim, width),
-                               .out = p.linear(width, heads * dim),
-                               .fc1 = p.linear(mlp, width),
-                               .fc2 = p.linear(width, mlp),
-                               .qkv_bias = p.vector((heads + 2 * kv) * dim),
-                               .out_bias = p.vector(width),
-                               .fc1_bias = p.vector(mlp),
-                               .fc2_bias = p.vector(width)};
+    const SiglipWeights siglip = p.siglip(heads, kv, dim, width, mlp);
     const GemmaWeights gemma{.input_norm = p.vector(width),
                              .post_norm = p.vector(width),
                              .qkv = siglip.qkv,

@@ -6,8 +6,6 @@
 namespace servoflow::ops::cuda {
 namespace {
 
-constexpr float kLog2E = 1.4426950408889634f;
-
 // ---- without tensor cores: one block per (head, row), any head size and dtype
 constexpr int kPlainThreads = 128;
 

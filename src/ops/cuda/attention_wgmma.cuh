@@ -1,12 +1,10 @@
 // What the attention kernels on warpgroup instructions share.
 #pragma once
 
-#include "ops/cuda/attention_shapes.cuh"
 #include "ops/cuda/hopper.cuh"
+#include "ops/cuda/wgmma_shapes.cuh"
 
 namespace servoflow::ops::cuda {
-
-constexpr float kLog2E = 1.4426950408889634f;
 
 __device__ __forceinline__ float exp2_fast(float x) {
   float y;
@@ -32,9 +30,6 @@ __device__ __forceinline__ void store_shared(std::uint32_t shared, const float4&
                "f"(v.w)
                : "memory");
 }
-__device__ __forceinline__ void barrier_arrive(std::uint32_t barrier) {
-  asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(barrier) : "memory");
-}
 // Some of the block's warps: `threads` of them in all come to barrier `id`, those that only signal go on.
 __device__ __forceinline__ void named_wait(int id, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
@@ -44,13 +39,6 @@ __device__ __forceinline__ void named_signal(int id, int threads) {
 }
 __device__ __forceinline__ void prefetch_map(const void* map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
-}
-// What a warpgroup product reads: swizzle 1 (128 bytes a row) or 3 (32 bytes); offsets in bytes.
-__device__ __forceinline__ std::uint64_t descriptor(std::uint32_t shared, int leading, int stride,
-                                                    int swizzle) {
-  return static_cast<std::uint64_t>((shared & 0x3FFFF) >> 4) |
-         (static_cast<std::uint64_t>(leading >> 4) << 16) | (static_cast<std::uint64_t>(stride >> 4) << 32) |
-         (static_cast<std::uint64_t>(swizzle) << 62);
 }
 
 }  // namespace servoflow::ops::cuda

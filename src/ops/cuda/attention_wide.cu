@@ -50,7 +50,7 @@ struct Rows {
       if (c == 0 && k == 0) {
         wgmma_first<kBlockKeys>(s, a, b);
       } else {
-        wgmma_next<kBlockKeys>(s, a + 2 * k, b + 2 * k);
+        wgmma<kBlockKeys>(s, a + 2 * k, b + 2 * k);
       }
     }
   }

@@ -281,9 +281,13 @@ Status CudaBackend::wait() {
   if (const cudaError_t e = cudaStreamSynchronize(stream_.stream); e != cudaSuccess) {
     const unsigned* c = loop_complaint_;
     if (c != nullptr && c[2] != 0)
-      return cuda_error(e, "the denoise loop waited too long: block " + std::to_string(c[3]) + " saw " +
-                               std::to_string(c[1]) + " of " + std::to_string(c[2]) +
-                               " arrivals at counter " + std::to_string(c[0]));
+      return cuda_error(
+          e,
+          "the denoise loop stopped itself: its blocks have to run on the GPU all at once, and "
+          "some did not come for two seconds. Is another process using this GPU (MPS)? Load the "
+          "policy again, with the GPU to itself. Block " +
+              std::to_string(c[3]) + " saw " + std::to_string(c[1]) + " of " + std::to_string(c[2]) +
+              " arrivals at counter " + std::to_string(c[0]));
     return cuda_error(e, "kernels");
   }
   return {};

@@ -48,10 +48,12 @@ __device__ __forceinline__ void store_element(void* data, bool is_f32, std::int6
   }
 }
 
+constexpr float kLog2E = 1.4426950408889634f;  // the binary logarithm of e
+
 // gelu with the tanh approximation of the paper: 0.5 x (1 + tanh u) = x / (1 + exp(-2 u)), the exponential as
 // a power of two, on the two quick instructions whose errors lie far below bf16's.
 __device__ __forceinline__ float gelu(float x) {
-  constexpr float kScale = -2 * 0.7978845608028654f * 1.4426950408889634f;
+  constexpr float kScale = -2 * 0.7978845608028654f * kLog2E;
   float power, inverse;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x * fmaf(kScale * 0.044715f, x * x, kScale)));
   asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(1.0f + power));

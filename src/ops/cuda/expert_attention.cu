@@ -10,7 +10,7 @@ namespace {
 
 constexpr int kThreads = 256, kBlocks = 8, kTile = 32, kDim = kExpertHeadDim;
 constexpr int kPitch = kDim + 8, kQueryBytes = kTile * kPitch * 2;
-constexpr float kLog2E = 1.4426950408889634f, kNothing = -1e30f;
+constexpr float kNothing = -1e30f;
 
 // Keys of one block: a multiple of 32.
 __host__ __device__ __forceinline__ int keys_per_block(int keys) {

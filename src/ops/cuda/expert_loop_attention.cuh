@@ -7,7 +7,6 @@
 namespace servoflow::ops::cuda::loop {
 
 __device__ __forceinline__ void Computer::attention(const Request& r, int request) {
-  constexpr float kLog2E = 1.4426950408889634f;
   constexpr int kMostChunks = kLoopKeys / kChunkKeys;
   forget();
   announce(kLoopRanks * kTile * (64 + 8));

@@ -175,9 +175,6 @@ __device__ __forceinline__ void take(float2& v) { asm volatile("" : "+f"(v.x), "
 __device__ __forceinline__ void take(float4& v) {
   asm volatile("" : "+f"(v.x), "+f"(v.y), "+f"(v.z), "+f"(v.w));
 }
-__device__ __forceinline__ void barrier_arrive(std::uint32_t barrier) {
-  asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(barrier) : "memory");
-}
 // What was sent by other blocks of the cluster and counted by this barrier is visible afterwards.
 __device__ __forceinline__ void barrier_wait_cluster(std::uint32_t barrier, std::uint32_t parity) {
   std::uint32_t done;
@@ -211,8 +208,7 @@ __device__ __forceinline__ void send_pair(std::uint32_t to, std::uint32_t barrie
 // A matrix in core matrices of 8 rows by 16 bytes, 128 bytes from one to the next along the depth and `group`
 // from eight rows to the next.
 __device__ __forceinline__ std::uint64_t core_descriptor(std::uint32_t shared, std::uint32_t group) {
-  return static_cast<std::uint64_t>((shared & 0x3FFFF) >> 4) | (std::uint64_t{128 >> 4} << 16) |
-         (static_cast<std::uint64_t>(group >> 4) << 32);
+  return descriptor(shared, 128, static_cast<int>(group), 0);
 }
 
 }  // namespace servoflow::ops::cuda::loop

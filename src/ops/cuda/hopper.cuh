@@ -18,6 +18,9 @@ __device__ __forceinline__ void barrier_init(std::uint32_t barrier, int arrivals
 __device__ __forceinline__ void barrier_expect(std::uint32_t barrier, std::uint32_t bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
 }
+__device__ __forceinline__ void barrier_arrive(std::uint32_t barrier) {
+  asm volatile("mbarrier.arrive.shared.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
 __device__ __forceinline__ void barrier_wait(std::uint32_t barrier, std::uint32_t parity) {
   std::uint32_t done;
   do {
@@ -101,10 +104,18 @@ __device__ __forceinline__ void send_bytes(std::uint32_t to, std::uint32_t from,
 }
 __device__ __forceinline__ void fence_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
+// What a warpgroup product reads: swizzle 0 (none), 1 (128 bytes a row) or 3 (32 bytes). Offsets in bytes,
+// from one core matrix of 8 rows by 16 bytes to the next: `leading` within a row of them, `stride` to the
+// next eight rows.
+__device__ __forceinline__ std::uint64_t descriptor(std::uint32_t shared, int leading, int stride,
+                                                    int swizzle) {
+  return static_cast<std::uint64_t>((shared & 0x3FFFF) >> 4) |
+         (static_cast<std::uint64_t>(leading >> 4) << 16) | (static_cast<std::uint64_t>(stride >> 4) << 32) |
+         (static_cast<std::uint64_t>(swizzle) << 62);
+}
 // A tile of 128-byte rows, 128-byte swizzle, depth along the row.
 __device__ __forceinline__ std::uint64_t tile_descriptor(std::uint32_t shared) {
-  return static_cast<std::uint64_t>((shared & 0x3FFFF) >> 4) | (std::uint64_t{1} << 16) |
-         (std::uint64_t{1024 >> 4} << 32) | (std::uint64_t{1} << 62);
+  return descriptor(shared, 16, 1024, 1);
 }
 __device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ __forceinline__ void wgmma_commit() {
