@@ -38,7 +38,6 @@ struct ExpertLoop {
   int first = 0, steps = 0;
   ExpertEdge edge;  // squares and residual are the loop's, too
   // Rows between tasks: `groups` times kLoopRows rows, in tiles.
-  __nv_bfloat16* q = nullptr;  // [rows][heads][head_dim], not in tiles
   __nv_bfloat16 *attended = nullptr, *hidden = nullptr;
   unsigned* counters = nullptr;   // [requests][kLoopCounters][32] and one more, all zero between launches
   unsigned* complaint = nullptr;  // what a wait that never ended waited for

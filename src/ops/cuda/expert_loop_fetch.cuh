@@ -58,47 +58,38 @@ struct Fetcher {
     asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(once));
     asm volatile("createpolicy.fractional.L2::evict_last.b64 %0, 1.0;" : "=l"(often));
     const int columns = 2 * column_group(cluster), column_tiles = 2 * column_groups(cluster);
-    constexpr int kAttention = 1, kTasks = 5;
+    const int width_of_out = kExpertHeads * kExpertHeadDim;
     bool ready = false;
 #pragma unroll 1
     for (int turn = 0; turn < op.steps * op.depth; ++turn) {
       const int layer = turn % op.depth;
       const ExpertLoop::Layer& l = op.layers[layer];
-#pragma unroll 1
-      for (int task = 0; task < kTasks; ++task) {
-        if (task == kAttention && !ready) {  // keys and values come from the kernels before this one
-          wait_for_inputs();
-          fence_async_global();
-          ready = true;
-        }
-        const __nv_bfloat16* weight = l.qkv;
-        int tile0 = 2 * qkv_group(block), tiles = has_qkv(block) ? 4 : 0, width = kExpertWidth, depth0 = 0,
-            depth = 256, chunks = 4;
-        if (task > kAttention) {
-          weight = task == 2 ? l.out : task == 3 ? l.gate_up : l.down;
-          depth = 128;
-          tile0 = task == 3 ? 2 * gated_group(block) : columns;
-          tiles = task == 3 ? 2 * gated_groups(block) : column_tiles;
-          if (task != 3) {
-            width = task == 2 ? kExpertHeads * kExpertHeadDim : kExpertMlp;
-            depth0 = width / kLoopRanks * rank;
-          }
-          chunks = task == 2 ? 2 : task == 3 ? 8 : 4;
-        }
-        if (task != kAttention && tiles == 0) continue;
+      if (has_qkv(block))
 #pragma unroll 1
         for (int i = 0; i < requests; ++i) {
-          if (task != kAttention) {
-            fetch_weights(weight, tile0, tiles, width, depth0, depth, chunks, once);
-            continue;
+          fetch_weights(l.qkv, 2 * qkv_group(block), has_head(block) ? 4 : 2, kExpertWidth, 0, 256, 4, once);
+          if (!has_head(block)) continue;
+          if (!ready) {  // keys and values come from the kernels before this one
+            wait_for_inputs();
+            fence_async_global();
+            ready = true;
           }
           const Request r = request(i);
-          if (cluster >= r.tiles) continue;
 #pragma unroll 1
           for (int c = 0; c < 2 * r.chunks; ++c)
             fetch_keys(static_cast<const char*>(c < r.chunks ? op.qkv.k : op.qkv.v) + layer * op.layer_bytes,
                        r, c < r.chunks ? c : c - r.chunks, often);
         }
+#pragma unroll 1
+      for (int task = 0; task < 3; ++task) {  // out, gate and up, down
+        const bool gated = task == 1;
+        const int width = gated ? kExpertWidth : task == 0 ? width_of_out : kExpertMlp;
+#pragma unroll 1
+        for (int i = 0; i < requests; ++i)
+          fetch_weights(task == 0 ? l.out : gated ? l.gate_up : l.down,
+                        gated ? 2 * gated_group(block) : columns,
+                        gated ? 2 * gated_groups(block) : column_tiles, width,
+                        gated ? 0 : width / kLoopRanks * rank, 128, task == 0 ? 2 : gated ? 8 : 4, once);
       }
     }
   }
@@ -153,7 +144,7 @@ struct Fetcher {
     for (int b = lane; b < kLoopBlocks; b += 32)
       blocks_of_slice += first_slice(b) <= rank && rank <= last_slice(b);
     blocks_of_slice = __reduce_add_sync(~0u, blocks_of_slice);
-    constexpr int kAttention = 1, kGateUp = 3, kTasks = 5;
+    constexpr int kOut = 1, kGateUp = 2, kDown = 3, kTasks = 4;
 #pragma unroll 1
     for (int turn = 0; turn < op.steps * op.depth; ++turn) {
       const int step = turn / op.depth, layer = turn % op.depth;
@@ -162,18 +153,14 @@ struct Fetcher {
 #pragma unroll 1
         for (int i = 0; i < requests; ++i) {
           const Request r = request(i);
-          if (task == 0 ? !has_qkv(block) : task == kAttention && cluster >= r.tiles) continue;
+          if (task == 0 && !has_qkv(block)) continue;
           int which = kColumns, counters = r.groups;
           unsigned target = static_cast<unsigned>(kLoopClusters * (2 * turn + (task == kGateUp)));
-          if (task == kAttention) {
-            which = kQueries;
-            counters = kLoopRanks;
-            target = static_cast<unsigned>(kQkvBlocks / kLoopRanks * (turn + 1));
-          } else if (task == 2) {
-            which = kAttended;
-            counters = kLoopRanks;
-            target = static_cast<unsigned>(r.tiles * (turn + 1));
-          } else if (task == 4) {
+          if (task == kOut) {
+            which = kAttended + rank;
+            counters = 1;
+            target = static_cast<unsigned>(kLoopRanks * (turn + 1));
+          } else if (task == kDown) {
             which = kHidden + rank;
             counters = 1;
             target = static_cast<unsigned>(blocks_of_slice * (turn + 1));
@@ -186,57 +173,49 @@ struct Fetcher {
           } else {
             wait_counts(i, which, counters, target);
           }
-          if (task == kAttention) {
-            fetch_queries(r, i, layer);
-          } else {
-            const __nv_bfloat16* from = op.edge.scaled + i * kLoopRows * kExpertWidth;
-            int width = kExpertWidth, first = 0, parts = 4;
-            if (task == 2) {
-              from = op.attended + i * kLoopRows * kExpertHeads * kExpertHeadDim;
-              width = kExpertHeads * kExpertHeadDim;
-              first = 256 * rank;
-              parts = 1;
-            } else if (task == 4) {
-              from = op.hidden + i * kLoopRows * kExpertMlp;
-              width = kExpertMlp;
-              first = 512 * rank;
-              parts = 2;
-            }
-            fetch_rows(from, width, first, parts, r.groups);
-            if (parts == 4) inverses(r, inverse);
+          const __nv_bfloat16* from = op.edge.scaled + i * kLoopRows * kExpertWidth;
+          int width = kExpertWidth, first = 0, parts = 4;
+          if (task == kOut) {
+            from = op.attended + i * kLoopRows * kExpertHeads * kExpertHeadDim;
+            width = kExpertHeads * kExpertHeadDim;
+            first = 256 * rank;
+            parts = 1;
+          } else if (task == kDown) {
+            from = op.hidden + i * kLoopRows * kExpertMlp;
+            width = kExpertMlp;
+            first = 512 * rank;
+            parts = 2;
           }
+          fetch_rows(from, width, first, parts, r.groups);
+          if (parts == 4) inverses(r, inverse);
           wait_done();
+          if (task == 0 && has_head(block)) {
+            wait_counts(i, kKeys, kLoopRanks, static_cast<unsigned>(kKeyGroups / kLoopRanks * (turn + 1)));
+            fetch_suffix(r, layer);
+            wait_done();
+          }
         }
     }
   }
 
-  // Queries of this cluster's tile, and this rank's share of the suffix's keys and values behind the
-  // prefix's.
-  __device__ __forceinline__ void fetch_queries(const Request& r, int request, int layer) const {
-    const int row0 = cluster * kTile, count = min(kTile, r.s.rows * kExpertHeads - row0);
-    if (lane == 0) barrier_expect(barriers.rows(0), static_cast<std::uint32_t>(count * kExpertHeadDim * 2));
-    __syncwarp();
-    if (lane < count)
-      bulk_load(base + lane * kKeyPitch,
-                op.q + (static_cast<std::int64_t>(request) * kLoopRows * kExpertHeads + row0 + lane) *
-                           kExpertHeadDim,
-                kExpertHeadDim * 2, barriers.rows(0));
+  // This rank's share of the suffix's keys and values.
+  __device__ __forceinline__ void fetch_suffix(const Request& r, int layer) const {
     const int first = rank * r.suffix_keys, own = max(0, min(r.suffix_keys, r.s.rows - first));
     if (lane == 0) {
       if (own > 0) {
-        barrier_expect(barriers.rows(1), static_cast<std::uint32_t>(2 * own * kExpertHeadDim * 2));
+        barrier_expect(barriers.rows(0), static_cast<std::uint32_t>(2 * own * kExpertHeadDim * 2));
       } else {
-        barrier_arrive(barriers.rows(1));
+        barrier_arrive(barriers.rows(0));
       }
     }
     __syncwarp();
-    const int side = lane / 16, key = lane % 16;
-    if (key < own)
+    const int side = lane / kSuffixKeys, key = lane % kSuffixKeys;
+    if (side < 2 && key < own)
       bulk_load(base + kSuffixAt + lane * kKeyPitch,
                 reinterpret_cast<const __nv_bfloat16*>(
                     static_cast<const char*>(side == 0 ? op.qkv.k : op.qkv.v) + layer * op.layer_bytes) +
                     op.qkv.cache_row(r.s.slot, 0, r.s.past + first + key),
-                kExpertHeadDim * 2, barriers.rows(1));
+                kExpertHeadDim * 2, barriers.rows(0));
   }
 };
 

@@ -7,6 +7,12 @@
 #include "ops/cuda/hopper.cuh"
 #include "ops/cuda/wgmma_shapes.cuh"
 
+#ifdef SF_TIMELINE
+namespace servoflow::ops::cuda { __device__ unsigned long long g_timeline[4][6][8][120]; }
+#define SF_STAMP(task, i) do { if (thread == 0 && turn_ >= 60 && turn_ < 64) { unsigned long long t_; asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(t_)); g_timeline[turn_ - 60][task][i][blockIdx.x] = t_; } } while (0)
+#else
+#define SF_STAMP(task, i)
+#endif
 namespace servoflow::ops::cuda::loop {
 
 // Two warpgroups compute. Of the third, one warp fetches weights, keys and values, one the rows of a task.
@@ -22,16 +28,20 @@ inline constexpr int kBarriers = kRing + kRingBytes;
 inline constexpr int kInverse = kBarriers + 256;  // 1 / rms of each row
 inline constexpr int kSegments = kInverse + 64 * 4;
 inline constexpr int kSharedBytes = kSegments + kLoopRequests * sizeof(Segment);
-// Tasks that do not need all of it keep other things there. Attention: queries, weights of the keys, maxima
-// and totals. The end of a product: what one warpgroup hands to the other. And what other blocks of the
-// cluster send.
-inline constexpr int kTile = 32, kWeightPitch = kLoopKeys + 16 + 8;
-inline constexpr int kWeightsAt = 20480, kMaximaAt = 32768, kHandedAt = 0;
-inline constexpr int kSuffixAt = 36864;  // 16 rows of keys, then of values
+// Tasks that do not need all of it keep other things there. The end of a product: what one warpgroup hands to the other,
+// at 0. Attention: the weights of the keys at 0, queries as a product's rows, the suffix's keys and values, maxima and
+// totals. And what other blocks of the cluster send. Where keys, values and queries lie there is never anything but
+// bf16 numbers: what is multiplied by nothing must still be a number.
+inline constexpr int kHandedAt = 0, kWeightsAt = 0, kWeightPitch = kLoopKeys + 8;
+inline constexpr int kTile = 64, kGroupBytes = 8 * kExpertHeadDim * 2;  // rows of queries; bytes of eight of them
+inline constexpr int kQueriesAt = 20480, kSuffixAt = kQueriesAt + kTile / 8 * kGroupBytes;
+inline constexpr int kSuffixKeys = 8;  // of one rank: as many rows of keys, then of values
+inline constexpr int kMaximaAt = kSuffixAt + 2 * kSuffixKeys * kKeyPitch;  // [64][2], then totals [64][2]
 inline constexpr int kReceived = 65536, kReceivedTotals = kReceived + kLoopRanks * kTile * 64;
-static_assert(kSharedBytes <= 227 * 1024 && kTile * kKeyPitch <= kWeightsAt);
-static_assert(kReceived + kLoopRanks * 8 * 80 * 4 <= kRowsBytes && kSuffixAt + 32 * kKeyPitch <= kReceived);
-static_assert(kWeightsAt + kTile * kWeightPitch * 2 <= kMaximaAt);
+static_assert(kSharedBytes <= 227 * 1024 && kMaximaAt + kTile * 16 <= kReceived);
+static_assert(kTile * kWeightPitch * 2 <= kQueriesAt && 5 * 8 * 128 * 4 <= kQueriesAt);
+static_assert(kReceived + kLoopRanks * 8 * 80 * 4 <= kRowsBytes &&
+              kReceivedTotals + kLoopRanks * kTile * 8 <= kRowsBytes);
 
 // Barriers in shared memory.
 struct Barriers {
@@ -47,23 +57,27 @@ struct Barriers {
   __device__ std::uint32_t may_send() const {
     return base + 8 * (2 * kMostSlots + 7);
   }  // the whole cluster is there
+  __device__ std::uint32_t queries() const { return base + 8 * (2 * kMostSlots + 8); }
 };
 
-// Weights are dealt in groups of 16 packed rows.
-__device__ __forceinline__ bool has_qkv(int block) { return block % 3 != 2; }
-inline constexpr int kQkvBlocks = kLoopBlocks / 3 * 2;
-__device__ __forceinline__ int qkv_group(int block) { return (block / 3 * 2 + block % 3) * 2; }  // two of 160
-// Blocks of the first clusters have five groups where the others have four: of 64 of columns, of 512 of gate
-// and up.
-inline constexpr int kLargeClusters = 4, kLargeBlocks = kLargeClusters * kLoopRanks;
-__device__ __forceinline__ int gated_groups(int block) { return block < kLargeBlocks ? 5 : 4; }
-__device__ __forceinline__ int gated_group(int block) { return 4 * block + min(block, kLargeBlocks); }
-__device__ __forceinline__ int column_groups(int cluster) {
-  return cluster < kLargeClusters ? 5 : 4;
-}  // of 64
-__device__ __forceinline__ int column_group(int cluster) {
-  return 4 * cluster + min(cluster, kLargeClusters);
+// Weights are dealt in groups of 16 packed rows. The first clusters have a head each: its queries, of which a block
+// makes two groups, and its attention. The blocks of the others make keys and values, a group each.
+inline constexpr int kHeadClusters = kExpertHeads, kKeyGroups = 2 * kExpertHeadDim / 16;
+__device__ __forceinline__ bool has_head(int block) { return block < kHeadClusters * kLoopRanks; }
+__device__ __forceinline__ int key_group(int block) {
+  return block / kLoopRanks - kHeadClusters + (kLoopClusters - kHeadClusters) * (block % kLoopRanks);
 }
+__device__ __forceinline__ bool has_qkv(int block) { return has_head(block) || key_group(block) < kKeyGroups; }
+__device__ __forceinline__ int qkv_group(int block) {
+  return has_head(block) ? 2 * block : kHeadClusters * kExpertHeadDim / 16 + key_group(block);
+}
+// Blocks of the last clusters have five groups where the others have four: of 64 of columns, of 512 of gate
+// and up.
+inline constexpr int kSmallClusters = 11, kSmallBlocks = kSmallClusters * kLoopRanks;
+__device__ __forceinline__ int gated_groups(int block) { return block < kSmallBlocks ? 4 : 5; }
+__device__ __forceinline__ int gated_group(int block) { return 4 * block + max(0, block - kSmallBlocks); }
+__device__ __forceinline__ int column_groups(int cluster) { return cluster < kSmallClusters ? 4 : 5; }  // of 64
+__device__ __forceinline__ int column_group(int cluster) { return 4 * cluster + max(0, cluster - kSmallClusters); }
 // The ranks whose slice of 512 hidden features this block's lie in, and how many blocks a slice has.
 __device__ __forceinline__ int first_slice(int block) { return gated_group(block) / 64; }
 __device__ __forceinline__ int last_slice(int block) {
@@ -76,7 +90,7 @@ struct Ring {
   int slot = 0;
   std::uint32_t parity = 0;
   explicit __device__ __forceinline__ Ring(int block)
-      : slots(block < kLargeBlocks ? 5 : 6), bytes(block < kLargeBlocks ? kMostWeights * 128 * 2 : 16896) {}
+      : slots(block < kSmallBlocks ? 6 : 5), bytes(block < kSmallBlocks ? 16896 : kMostWeights * 128 * 2) {}
   __device__ __forceinline__ std::uint32_t at() const {
     return kRing + static_cast<std::uint32_t>(slot * bytes);
   }
@@ -95,13 +109,14 @@ struct Ring {
 };
 static_assert(kChunkKeys * kKeyPitch <= 16896 && 64 * 128 * 2 <= 16896);
 
-// Counters of one request. One that a hundred blocks count on would make them wait for each other: there is
-// one for each rank, of the hidden rows one for each slice.
+// Counters of one request. One that a hundred blocks count on would make them wait for each other: there is one for
+// each rank, of keys and values one for every eighth group, of attended rows one for each head, of hidden ones one for
+// each slice.
 enum Counter : int {
   kEdges,
   kColumns,
-  kQueries = kColumns + kLoopRanks,
-  kAttended = kQueries + kLoopRanks,
+  kKeys = kColumns + kLoopRanks,
+  kAttended = kKeys + kLoopRanks,
   kHidden = kAttended + kLoopRanks
 };
 static_assert(kHidden + kLoopRanks == kLoopCounters);
@@ -139,11 +154,9 @@ __device__ __forceinline__ void wait_for_count(const ExpertLoop& op, const unsig
 // What a request brings, as every role works it out for itself.
 struct Request {
   Segment s;
-  int tiles;                             // of 32 (row, head) pairs: a cluster's each
   int groups;                            // of eight rows: each has its owner among the ranks
   int prefix_keys, suffix_keys, chunks;  // of a rank
   explicit __device__ __forceinline__ Request(const Segment& segment) : s(segment) {
-    tiles = (s.rows * kExpertHeads + kTile - 1) / kTile;
     groups = (s.rows + 7) / 8;
     prefix_keys = share_of_rank(s.past);
     suffix_keys = share_of_rank(s.rows);
