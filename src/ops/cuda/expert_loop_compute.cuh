@@ -77,13 +77,13 @@ struct Computer {
   }
 
   // sum += rows · weightsᵀ over this warpgroup's part of the depth: every other chunk, or half of each (kHalves), which
-  // is slower where chunks wait for each other and faster where there are many. Loops stay loops: code that does not
+  // is slower where chunks wait for each other and faster where there are many. `piece`: from 128 columns of a chunk's
+  // weights to the next, in 16 bytes. Loops stay loops: code that does not
   // fit the instruction cache costs more than they do.
   template <int kN, int kDepth, bool kHalves>
-  __device__ __forceinline__ void multiply(float (&sum)[kN / 2], int chunks) {
+  __device__ __forceinline__ void multiply(float (&sum)[kN / 2], int chunks, std::uint64_t piece = 0) {
     constexpr int kStride = kHalves ? 1 : 2, kPart = kHalves ? kDepth / 2 : kDepth;
-    const std::uint32_t group_bytes = static_cast<std::uint32_t>(chunks) * kDepth * 16,
-                        offset = kHalves ? static_cast<std::uint32_t>(warpgroup * kPart * 16) : 0;
+    const std::uint32_t offset = kHalves ? static_cast<std::uint32_t>(warpgroup * kPart * 16) : 0;
     Ring at = kHalves ? ring : ring.ahead(warpgroup);
     int previous = 0;
 #pragma unroll 1
@@ -93,11 +93,13 @@ struct Computer {
       barrier_wait(barriers.full(at.slot), at.parity);
       if (c == 0) SF_STAMP(task_, 1);
       const std::uint64_t a =
-          core_descriptor(base + static_cast<std::uint32_t>(chunk) * kDepth * 16 + offset, group_bytes);
-      const std::uint64_t b = core_descriptor(base + at.at() + offset, kDepth * 16);
+          core_descriptor(base + static_cast<std::uint32_t>(chunk * kDepth / 256 * kPartBytes +
+                                                            chunk * kDepth % 256 * 16) + offset,
+                          kGroupBytes);
+      const std::uint64_t b = core_descriptor(base + at.at() + offset, 128 * 16);
       wgmma_fence();
 #pragma unroll
-      for (int k = 0; k < kPart / 16; ++k) wgmma<kN>(sum, a + 16 * k, b + 16 * k);
+      for (int k = 0; k < kPart / 16; ++k) wgmma<kN>(sum, a + 16 * k, b + k / 8 * piece + 16 * (k % 8));
       wgmma_commit();
       if (c > 0) {
         wgmma_wait<1>();
@@ -206,7 +208,7 @@ struct Computer {
       take(sine[e]);
     }
     float sum[16] = {};
-    multiply<32, 256, false>(sum, 4);
+    multiply<32, 256, false>(sum, 4, has_head(block) ? 4 * 128 : 2 * 128);
     rows_parity ^= 15;
     Ended<32> ended;
     add_up<32>(sum, ended, between);
@@ -242,9 +244,10 @@ struct Computer {
   __device__ __forceinline__ void queries(const Request& r, int step, int layer) {
     uint2 out[2];
     qkv(r, step, layer, out, [&] {
-      announce(kLoopRanks * slabs(r) * 16 * (64 + 8));
+      announce(kLoopRanks * (64 * (16 * pairs_of_groups(r) + (r.groups == 7 ? 8 : 0)) + 64 * r.groups));
       if (thread == 0)
         barrier_expect(barriers.queries(), static_cast<std::uint32_t>(r.s.rows * kExpertHeadDim * 2));
+      if (thread / 64 == 1) reinterpret_cast<int*>(shared + kMaximaAt)[thread % 64] = ordered(-1e30f);
       fence_async();
       if (thread == 32) barrier_arrive(barriers.done());
     });
@@ -259,7 +262,7 @@ struct Computer {
     const int token = row + (odd ? 8 : 0);
     wait_until_all_may_send();
     if (token < r.s.rows) {
-      const std::uint32_t place = kQueriesAt + token / 8 * kGroupBytes + token % 8 * 16 +
+      const std::uint32_t place = kQueriesAt + token / 8 * kQueryGroup + token % 8 * 16 +
                                   ((2 * rank + warpgroup) * 2 + quad / 2) * 128;
 #pragma unroll 1
       for (int i = 0; i < kLoopRanks; ++i) {
@@ -269,7 +272,14 @@ struct Computer {
       }
     }
   }
-  static __device__ __forceinline__ int slabs(const Request& r) { return (r.s.rows + 15) / 16; }
+  // Groups of eight rows that are sent two by two; the seventh goes alone.
+  static __device__ __forceinline__ int pairs_of_groups(const Request& r) { return min(r.groups + 1, 7) / 2; }
+  // Integers in the order of the numbers, and back.
+  static __device__ __forceinline__ int ordered(float v) {
+    const int i = __float_as_int(v);
+    return i >= 0 ? i : i ^ 0x7FFFFFFF;
+  }
+  static __device__ __forceinline__ float number(int i) { return __int_as_float(i >= 0 ? i : i ^ 0x7FFFFFFF); }
 
   // ---- gate and up
   __device__ __forceinline__ void gate_up(const Request& r, int request, int step, int layer) {
@@ -310,8 +320,8 @@ struct Computer {
           const float b = gelu(v[2] * inverse[e] + gate_shift[i].y) * (v[3] * inverse[e] + up_shift[i].y);
           if (token < r.s.rows)
             *reinterpret_cast<std::uint32_t*>(
-                hidden + tiled_at(token, 8 * (gated_group(block) + ended.group0 + i) + 2 * quad,
-                                  kExpertMlp)) = pack_bf16(a, b);
+                hidden + loop_at(token, 8 * (gated_group(block) + ended.group0 + i) + 2 * quad)) =
+                pack_bf16(a, b);
         }
     const int first = first_slice(block), last = last_slice(block);
     finish(counter(op, request, kHidden + first),
@@ -399,7 +409,7 @@ struct Computer {
         if (next_scale != nullptr)
           *reinterpret_cast<uint2*>(op.edge.scaled +
                                     static_cast<std::int64_t>(request) * kLoopRows * kExpertWidth +
-                                    tiled_at(token, column, kExpertWidth)) =
+                                    loop_at(token, column)) =
               make_uint2(pack_bf16(x.x * (1.0f + scale.x), x.y * (1.0f + scale.y)),
                          pack_bf16(x.z * (1.0f + scale.z), x.w * (1.0f + scale.w)));
       }
@@ -435,7 +445,9 @@ struct Computer {
         compute_sync();
       }
       for (int token = first; token < s.rows; token += kLoopBlocks) {
-        edge_row(e, s.row_begin + token, i * kLoopRows + token, thread, memory, [] { compute_sync(); });
+        edge_row(e, s.row_begin + token,
+                 [at = i * kLoopRows * kExpertWidth, token](int k) { return at + loop_at(token, k); }, thread, memory,
+                 [] { compute_sync(); });
         fence_async();
         compute_sync();
         if (thread == 0) count_one(counter(op, i, kEdges));

@@ -17,18 +17,28 @@ struct Fetcher {
   __device__ __forceinline__ Request request(int i) const { return Request(segments[i]); }
 
   // ---- weights, keys and values
-  // `chunks` chunks of `depth` columns from `depth0`, of `tiles` tiles of eight weight rows from tile `tile0`
-  // of [rows, width].
-  __device__ __forceinline__ void fetch_weights(const __nv_bfloat16* weight, int tile0, int tiles, int width,
-                                                int depth0, int depth, int chunks, std::uint64_t policy) {
-    const __nv_bfloat16* from = weight + static_cast<std::int64_t>(tile0 + lane) * width * 8 + depth0 * 8;
+  // `chunks` chunks of `pieces` times 128 columns from column `depth0`, of `tiles` tiles of eight weight rows from tile
+  // `tile0` of `all`.
+  __device__ __forceinline__ void fetch_weights(const __nv_bfloat16* weight, int tile0, int tiles, int all,
+                                                int depth0, int pieces, int chunks, std::uint64_t policy) {
+    const __nv_bfloat16* from = weight + (static_cast<std::int64_t>(depth0 / 128) * all + tile0) * 1024;
+    const int bytes = tiles * 2048;
 #pragma unroll 1
-    for (int c = 0; c < chunks; ++c, from += depth * 8) {
+    for (int c = 0; c < chunks; ++c) {
       const std::uint32_t full = barriers.full(ring.slot);
       barrier_wait(barriers.empty(ring.slot), ring.parity ^ 1);
-      if (lane == 0) barrier_expect(full, static_cast<std::uint32_t>(tiles * depth * 16));
+#ifdef SF_NO_WEIGHTS
+      if (lane == 0) barrier_arrive(full);
+#else
+      if (lane == 0) {
+        barrier_expect(full, static_cast<std::uint32_t>(pieces * bytes));
+#pragma unroll 1
+        for (int p = 0; p < pieces; ++p)
+          bulk_load(base + ring.at() + p * bytes, from + static_cast<std::int64_t>(p) * all * 1024, bytes, full, policy);
+      }
       __syncwarp();
-      if (lane < tiles) bulk_load(base + ring.at() + lane * depth * 16, from, depth * 16, full, policy);
+#endif
+      from += static_cast<std::int64_t>(pieces) * all * 1024;
       ring.advance(1);
     }
   }
@@ -67,7 +77,7 @@ struct Fetcher {
       if (has_qkv(block))
 #pragma unroll 1
         for (int i = 0; i < requests; ++i) {
-          fetch_weights(l.qkv, 2 * qkv_group(block), has_head(block) ? 4 : 2, kExpertWidth, 0, 256, 4, once);
+          fetch_weights(l.qkv, 2 * qkv_group(block), has_head(block) ? 4 : 2, kExpertQkv / 8, 0, 2, 4, once);
           if (!has_head(block)) continue;
           if (!ready) {  // keys and values come from the kernels before this one
             wait_for_inputs();
@@ -88,8 +98,8 @@ struct Fetcher {
         for (int i = 0; i < requests; ++i)
           fetch_weights(task == 0 ? l.out : gated ? l.gate_up : l.down,
                         gated ? 2 * gated_group(block) : columns,
-                        gated ? 2 * gated_groups(block) : column_tiles, width,
-                        gated ? 0 : width / kLoopRanks * rank, 128, task == 0 ? 2 : gated ? 8 : 4, once);
+                        gated ? 2 * gated_groups(block) : column_tiles, gated ? 2 * kExpertMlp / 8 : kExpertWidth / 8,
+                        gated ? 0 : width / kLoopRanks * rank, 1, task == 0 ? 2 : gated ? 8 : 4, once);
       }
     }
   }
@@ -106,16 +116,12 @@ struct Fetcher {
     __syncwarp();
     fence_async_global();
   }
-  // `parts` parts of 256 columns each from column `first` of a matrix in tiles of this width.
-  __device__ __forceinline__ void fetch_rows(const __nv_bfloat16* from, int width, int first, int parts,
-                                             int groups) const {
-    constexpr int kBytes = 256 * 16;
-    const int part = lane / groups, group = lane % groups;
-    if (part >= parts) return;
-    if (group == 0) barrier_expect(barriers.rows(part), static_cast<std::uint32_t>(groups * kBytes));
-    bulk_load(base + (group * parts + part) * kBytes,
-              from + static_cast<std::int64_t>(group) * width * 8 + (first + part * 256) * 8, kBytes,
-              barriers.rows(part));
+  // `parts` parts of 256 columns each.
+  __device__ __forceinline__ void fetch_rows(const __nv_bfloat16* from, int parts, int groups) const {
+    if (lane >= parts) return;
+    const int bytes = groups * kGroupBytes;
+    barrier_expect(barriers.rows(lane), static_cast<std::uint32_t>(bytes));
+    bulk_load(base + lane * kPartBytes, from + lane * (kPartBytes / 2), bytes, barriers.rows(lane));
   }
   __device__ __forceinline__ void inverses(const Request& r, float* to) const {
 #pragma unroll 1
@@ -174,19 +180,17 @@ struct Fetcher {
             wait_counts(i, which, counters, target);
           }
           const __nv_bfloat16* from = op.edge.scaled + i * kLoopRows * kExpertWidth;
-          int width = kExpertWidth, first = 0, parts = 4;
+          int first = 0, parts = 4;
           if (task == kOut) {
             from = op.attended + i * kLoopRows * kExpertHeads * kExpertHeadDim;
-            width = kExpertHeads * kExpertHeadDim;
-            first = 256 * rank;
+            first = rank;
             parts = 1;
           } else if (task == kDown) {
             from = op.hidden + i * kLoopRows * kExpertMlp;
-            width = kExpertMlp;
-            first = 512 * rank;
+            first = 2 * rank;
             parts = 2;
           }
-          fetch_rows(from, width, first, parts, r.groups);
+          fetch_rows(from + first * (kPartBytes / 2), parts, r.groups);
           if (parts == 4) inverses(r, inverse);
           wait_done();
           if (task == 0 && has_head(block)) {

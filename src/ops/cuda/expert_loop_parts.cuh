@@ -20,8 +20,8 @@ inline constexpr int kCompute = 256, kThreads = kCompute + 128;
 inline constexpr int kMostWeights = 80, kMostSlots = 6;  // weight rows of a block; slots of the ring
 inline constexpr int kChunkKeys = 32, kKeyPitch = (kExpertHeadDim + 8) * 2;  // bytes; rows in different banks
 
-// Shared memory. The rows of a task lie at 0: [group of 8 rows][depth / 8][8][8].
-inline constexpr int kRowsBytes = kLoopRows * kExpertWidth * 2;
+// Shared memory. The rows of a task lie at 0, in the order of loop_at().
+inline constexpr int kRowsBytes = kLoopRows * kExpertWidth * 2, kGroupBytes = 8 * 256 * 2, kPartBytes = kLoopRows / 8 * kGroupBytes;
 inline constexpr int kRing = kRowsBytes;
 inline constexpr int kRingBytes = 5 * 16896 + kMostWeights * 128 * 2;
 inline constexpr int kBarriers = kRing + kRingBytes;
@@ -29,19 +29,25 @@ inline constexpr int kInverse = kBarriers + 256;  // 1 / rms of each row
 inline constexpr int kSegments = kInverse + 64 * 4;
 inline constexpr int kSharedBytes = kSegments + kLoopRequests * sizeof(Segment);
 // Tasks that do not need all of it keep other things there. The end of a product: what one warpgroup hands to the other,
-// at 0. Attention: the weights of the keys at 0, queries as a product's rows, the suffix's keys and values, maxima and
-// totals. And what other blocks of the cluster send. Where keys, values and queries lie there is never anything but
-// bf16 numbers: what is multiplied by nothing must still be a number.
-inline constexpr int kHandedAt = 0, kWeightsAt = 0, kWeightPitch = kLoopKeys + 8;
-inline constexpr int kTile = 64, kGroupBytes = 8 * kExpertHeadDim * 2;  // rows of queries; bytes of eight of them
-inline constexpr int kQueriesAt = 20480, kSuffixAt = kQueriesAt + kTile / 8 * kGroupBytes;
+// at 0. Attention: the weights of the keys at 0, [group of 8 rows][kLoopKeys / 8][8][8]; queries as a product's rows;
+// the suffix's keys and values; small things. And what other blocks of the cluster send. Where queries, keys and values
+// lie there is never anything but bf16 numbers: what is multiplied by nothing must still be a number.
+inline constexpr int kHandedAt = 0, kWeightsAt = 0, kWeightGroup = kLoopKeys * 16;
+inline constexpr int kQueriesAt = 20480, kQueryGroup = kExpertHeadDim * 16;  // bytes of eight rows
+inline constexpr int kSuffixAt = kQueriesAt + kLoopRows / 8 * kQueryGroup;
 inline constexpr int kSuffixKeys = 8;  // of one rank: as many rows of keys, then of values
-inline constexpr int kMaximaAt = kSuffixAt + 2 * kSuffixKeys * kKeyPitch;  // [64][2], then totals [64][2]
-inline constexpr int kReceived = 65536, kReceivedTotals = kReceived + kLoopRanks * kTile * 64;
-static_assert(kSharedBytes <= 227 * 1024 && kMaximaAt + kTile * 16 <= kReceived);
-static_assert(kTile * kWeightPitch * 2 <= kQueriesAt && 5 * 8 * 128 * 4 <= kQueriesAt);
+// A row's largest score, as an integer of the same order; what that of the suffix leaves of the weights so far; the
+// suffix's weights, [group of 8 rows][8][8]; totals of each warp, later factors of each rank, [8][64].
+inline constexpr int kMaximaAt = kSuffixAt + 2 * kSuffixKeys * kKeyPitch, kShrinkAt = kMaximaAt + 256,
+                     kSuffixWeightsAt = kShrinkAt + 256, kTotalsAt = kSuffixWeightsAt + 1024;
+// Of every rank 32 columns of its sums: [pair of groups][64][4] pairs, then the odd group's [64][2]; then, for each row,
+// largest score and total.
+inline constexpr int kReceived = 65536, kSumBytes = 3 * 64 * 16 + 64 * 8, kRowTotals = kLoopRows * 8;
+inline constexpr int kReceivedTotals = kReceived + kLoopRanks * kSumBytes;
+static_assert(kSharedBytes <= 227 * 1024 && kTotalsAt + kLoopRanks * 64 * 4 <= kReceived);
+static_assert((kLoopRows / 8 + 1) * kWeightGroup <= kQueriesAt && 5 * 8 * 128 * 4 <= kQueriesAt);
 static_assert(kReceived + kLoopRanks * 8 * 80 * 4 <= kRowsBytes &&
-              kReceivedTotals + kLoopRanks * kTile * 8 <= kRowsBytes);
+              kReceivedTotals + kLoopRanks * kRowTotals <= kRowsBytes);
 
 // Barriers in shared memory.
 struct Barriers {
@@ -61,12 +67,10 @@ struct Barriers {
 };
 
 // Weights are dealt in groups of 16 packed rows. The first clusters have a head each: its queries, of which a block
-// makes two groups, and its attention. The blocks of the others make keys and values, a group each.
+// makes two groups, and its attention. The blocks behind them make keys and values, a group each.
 inline constexpr int kHeadClusters = kExpertHeads, kKeyGroups = 2 * kExpertHeadDim / 16;
 __device__ __forceinline__ bool has_head(int block) { return block < kHeadClusters * kLoopRanks; }
-__device__ __forceinline__ int key_group(int block) {
-  return block / kLoopRanks - kHeadClusters + (kLoopClusters - kHeadClusters) * (block % kLoopRanks);
-}
+__device__ __forceinline__ int key_group(int block) { return block - kHeadClusters * kLoopRanks; }
 __device__ __forceinline__ bool has_qkv(int block) { return has_head(block) || key_group(block) < kKeyGroups; }
 __device__ __forceinline__ int qkv_group(int block) {
   return has_head(block) ? 2 * block : kHeadClusters * kExpertHeadDim / 16 + key_group(block);
@@ -124,11 +128,18 @@ __device__ __forceinline__ unsigned* counter(const ExpertLoop& op, int request, 
   return op.counters + (request * kLoopCounters + which) * 32;
 }
 __device__ __forceinline__ void count_one(unsigned* at) {
+#ifdef SF_NO_WAIT
+  asm volatile("red.relaxed.gpu.global.add.u32 [%0], 1;" ::"l"(at) : "memory");
+  return;
+#endif
   asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(at) : "memory");
 }
 // Waits until a counter has reached `target`. After two seconds it leaves word of what it waited for and
 // stops the kernel.
 __device__ __forceinline__ void wait_for_count(const ExpertLoop& op, const unsigned* at, unsigned target) {
+#ifdef SF_NO_WAIT
+  return;
+#endif
   unsigned now;
   long long begin = 0;
   for (int i = 0;; ++i) {
