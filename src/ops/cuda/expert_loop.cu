@@ -58,6 +58,8 @@ __global__ void SF_CLUSTER(kLoopRanks) __launch_bounds__(kThreads, 1)
       fetcher.weights();
     } else if (thread < kCompute + 64) {
       fetcher.rows(reinterpret_cast<float*>(shared + kInverse));
+    } else {
+      fetcher.keys(thread < kCompute + 96 ? 0 : 1);
     }
   } else {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 224;");

@@ -77,11 +77,12 @@ __device__ __forceinline__ void Computer::attention(const Request& r, int reques
   // Keys that are not there weigh nothing.
   const int count = min(r.prefix_keys, r.s.past - rank * r.prefix_keys);
   float v[14];
+  if (key0 + 16 > count)
 #pragma unroll
-  for (int i = 0; i < 28; ++i) s[i] = key0 + eighth + (i % 4 / 2) * 8 < count ? s[i] * factor : -INFINITY;
+    for (int i = 0; i < 28; ++i) s[i] = key0 + eighth + i % 4 / 2 * 8 < count ? s[i] : -INFINITY;
 #pragma unroll
   for (int i = 0; i < 14; ++i) v[i] = fmaxf(s[i / 2 * 4 + i % 2], s[i / 2 * 4 + 2 + i % 2]);
-  const float2 most = over_keys(v, -1e30f, lane, most_of);
+  const float2 most = over_keys(v, kLeast, lane, most_of);
   if (eighth < 7) {
     atomicMax(maxima + 8 * eighth + 2 * quad, ordered(most.x));
     atomicMax(maxima + 8 * eighth + 2 * quad + 1, ordered(most.y));
@@ -91,11 +92,11 @@ __device__ __forceinline__ void Computer::attention(const Request& r, int reques
 #pragma unroll
   for (int j = 0; j < 7; ++j) {
     const int2 m = *reinterpret_cast<const int2*>(maxima + 8 * j + 2 * quad);
-    const float m0 = number(m.x), m1 = number(m.y);
-    s[4 * j] = exp2f(s[4 * j] - m0);
-    s[4 * j + 1] = exp2f(s[4 * j + 1] - m1);
-    s[4 * j + 2] = exp2f(s[4 * j + 2] - m0);
-    s[4 * j + 3] = exp2f(s[4 * j + 3] - m1);
+    const float m0 = -number(m.x) * factor, m1 = -number(m.y) * factor;
+    s[4 * j] = exp2_fast(fmaf(s[4 * j], factor, m0));
+    s[4 * j + 1] = exp2_fast(fmaf(s[4 * j + 1], factor, m1));
+    s[4 * j + 2] = exp2_fast(fmaf(s[4 * j + 2], factor, m0));
+    s[4 * j + 3] = exp2_fast(fmaf(s[4 * j + 3], factor, m1));
     v[2 * j] = s[4 * j] + s[4 * j + 2];
     v[2 * j + 1] = s[4 * j + 1] + s[4 * j + 3];
   }
@@ -171,23 +172,30 @@ __device__ __forceinline__ void Computer::attention(const Request& r, int reques
     float weight[2], largest[2], left[2], total[2];
 #pragma unroll
     for (int e = 0; e < 2; ++e) {
-      const float score = eighth < here ? (parts[0][e] + parts[1][e] + (parts[2][e] + parts[3][e])) * factor
-                                        : -INFINITY;
+      const float score =
+          eighth < here ? parts[0][e] + parts[1][e] + (parts[2][e] + parts[3][e]) : -INFINITY;
       const float old = number(e == 0 ? before.x : before.y);
       float m = score;
 #pragma unroll
       for (int step = 4; step < 32; step *= 2) m = fmaxf(m, __shfl_xor_sync(~0u, m, step));
       largest[e] = fmaxf(old, m);
-      left[e] = exp2f(old - largest[e]);
-      weight[e] = exp2f(score - largest[e]);
+      const float shift = -largest[e] * factor;
+      left[e] = exp2_fast(fmaf(old, factor, shift));
+      weight[e] = exp2_fast(fmaf(score, factor, shift));
       float sum = weight[e];
 #pragma unroll
       for (int step = 4; step < 32; step *= 2) sum += __shfl_xor_sync(~0u, sum, step);
-      float prefix = 0;
-#pragma unroll
-      for (int w = 0; w < 8; ++w) prefix += totals[w * 64 + 8 * warp + 2 * quad + e];
-      total[e] = prefix * left[e] + sum;
+      total[e] = sum;
     }
+    float2 prefix = make_float2(0, 0);
+#pragma unroll
+    for (int w = 0; w < 8; ++w) {
+      const float2 part = *reinterpret_cast<const float2*>(totals + w * 64 + 8 * warp + 2 * quad);
+      prefix.x += part.x;
+      prefix.y += part.y;
+    }
+    total[0] += prefix.x * left[0];
+    total[1] += prefix.y * left[1];
     store_matrix_transposed(base + kSuffixWeightsAt + static_cast<std::uint32_t>(warp * 128 + lane % 8 * 16),
                             pack_bf16(weight[0], weight[1]));
     if (eighth == 0) *reinterpret_cast<float2*>(shrink + 8 * warp + 2 * quad) = make_float2(left[0], left[1]);
@@ -246,7 +254,7 @@ __device__ __forceinline__ void Computer::attention(const Request& r, int reques
   received_parity ^= 1;
   if (thread < 8 * r.groups) {
     float2 of[kLoopRanks];
-    float largest = -1e30f, whole = 0;
+    float largest = kLeast, whole = 0;
 #pragma unroll
     for (int i = 0; i < kLoopRanks; ++i) {
       of[i] = *reinterpret_cast<const float2*>(shared + kReceivedTotals + i * kRowTotals + thread * 8);
@@ -254,7 +262,7 @@ __device__ __forceinline__ void Computer::attention(const Request& r, int reques
     }
 #pragma unroll
     for (int i = 0; i < kLoopRanks; ++i) {
-      of[i].x = exp2f(of[i].x - largest);
+      of[i].x = exp2_fast((of[i].x - largest) * factor);
       whole += of[i].x * of[i].y;
     }
     const float inverse = 1.0f / whole;

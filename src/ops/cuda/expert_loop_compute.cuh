@@ -208,7 +208,7 @@ struct Computer {
       take(sine[e]);
     }
     float sum[16] = {};
-    multiply<32, 256, false>(sum, 4, has_head(block) ? 4 * 128 : 2 * 128);
+    multiply<32, 256, false>(sum, kQkvChunks, has_head(block) ? 4 * 128 : 2 * 128);
     rows_parity ^= 15;
     Ended<32> ended;
     add_up<32>(sum, ended, between);
@@ -247,7 +247,7 @@ struct Computer {
       announce(kLoopRanks * (64 * (16 * pairs_of_groups(r) + (r.groups == 7 ? 8 : 0)) + 64 * r.groups));
       if (thread == 0)
         barrier_expect(barriers.queries(), static_cast<std::uint32_t>(r.s.rows * kExpertHeadDim * 2));
-      if (thread / 64 == 1) reinterpret_cast<int*>(shared + kMaximaAt)[thread % 64] = ordered(-1e30f);
+      if (thread / 64 == 1) reinterpret_cast<int*>(shared + kMaximaAt)[thread % 64] = ordered(kLeast);
       fence_async();
       if (thread == 32) barrier_arrive(barriers.done());
     });
@@ -301,7 +301,7 @@ struct Computer {
       take(up_shift[i]);
     }
     float sum[kN / 2] = {};
-    multiply<kN, 128, true>(sum, 8);
+    multiply<kN, 128, true>(sum, kGatedChunks);
     rows_parity ^= 15;
     Ended<kN> ended;
     add_up<kN>(sum, ended, [] {});
@@ -358,7 +358,7 @@ struct Computer {
     take(scale);
     float sum[kN / 2] = {};
     multiply<kN, 128, false>(sum, chunks);
-    rows_parity ^= chunks == 2 ? 1 : 3;
+    rows_parity ^= chunks == kOutChunks ? 1 : 3;
     const int token = 8 * rank + warp;
     float* residual = op.edge.residual + (r.s.row_begin + token) * op.edge.residual_pitch + column;
     float4 x = {};
@@ -487,7 +487,7 @@ struct Computer {
             for (int i = 0; i < requests; ++i) gate_up(request(i), i, step, layer);
           task_ = half == 0 ? 2 : 4; SF_STAMP(task_, 0);
 #pragma unroll 1
-          for (int i = 0; i < requests; ++i) into_rows(half == 0 ? 2 : 4, request(i), i, gate, next);
+          for (int i = 0; i < requests; ++i) into_rows(half == 0 ? kOutChunks : kDownChunks, request(i), i, gate, next);
         }
       }
     }

@@ -1,5 +1,5 @@
-// The two warps of the loop that fetch: one the weights, keys and values of all tasks to come, as far ahead
-// as the ring has room; one the rows of the next task as soon as whoever makes them has counted.
+// The warps of the loop that fetch: one the weights of all tasks to come, one the prefix's keys and one its values, as far
+// ahead as the ring has room; one the rows of the next task as soon as whoever makes them has counted.
 #pragma once
 
 #include "ops/cuda/expert_loop_parts.cuh"
@@ -17,6 +17,14 @@ struct Fetcher {
   __device__ __forceinline__ Request request(int i) const { return Request(segments[i]); }
 
   // ---- weights, keys and values
+  // Chunks that another warp fetches. Each is waited for, as a barrier tells a phase from the next and no more.
+  __device__ __forceinline__ void pass(int chunks) {
+#pragma unroll 1
+    for (int c = 0; c < chunks; ++c) {
+      barrier_wait(barriers.empty(ring.slot), ring.parity ^ 1);
+      ring.advance(1);
+    }
+  }
   // `chunks` chunks of `pieces` times 128 columns from column `depth0`, of `tiles` tiles of eight weight rows from tile
   // `tile0` of `all`.
   __device__ __forceinline__ void fetch_weights(const __nv_bfloat16* weight, int tile0, int tiles, int all,
@@ -64,43 +72,52 @@ struct Fetcher {
   }
 
   __device__ __forceinline__ void weights() {
-    std::uint64_t once, often;
+    std::uint64_t once;
     asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(once));
-    asm volatile("createpolicy.fractional.L2::evict_last.b64 %0, 1.0;" : "=l"(often));
     const int columns = 2 * column_group(cluster), column_tiles = 2 * column_groups(cluster);
-    const int width_of_out = kExpertHeads * kExpertHeadDim;
-    bool ready = false;
+    constexpr int kAttended = kExpertHeads * kExpertHeadDim;
 #pragma unroll 1
     for (int turn = 0; turn < op.steps * op.depth; ++turn) {
-      const int layer = turn % op.depth;
-      const ExpertLoop::Layer& l = op.layers[layer];
+      const ExpertLoop::Layer& l = op.layers[turn % op.depth];
       if (has_qkv(block))
 #pragma unroll 1
         for (int i = 0; i < requests; ++i) {
-          fetch_weights(l.qkv, 2 * qkv_group(block), has_head(block) ? 4 : 2, kExpertQkv / 8, 0, 2, 4, once);
-          if (!has_head(block)) continue;
-          if (!ready) {  // keys and values come from the kernels before this one
-            wait_for_inputs();
-            fence_async_global();
-            ready = true;
-          }
-          const Request r = request(i);
-#pragma unroll 1
-          for (int c = 0; c < 2 * r.chunks; ++c)
-            fetch_keys(static_cast<const char*>(c < r.chunks ? op.qkv.k : op.qkv.v) + layer * op.layer_bytes,
-                       r, c < r.chunks ? c : c - r.chunks, often);
+          fetch_weights(l.qkv, 2 * qkv_group(block), has_head(block) ? 4 : 2, kExpertQkv / 8, 0, 2, kQkvChunks, once);
+          if (has_head(block)) pass(2 * request(i).chunks);
         }
 #pragma unroll 1
       for (int task = 0; task < 3; ++task) {  // out, gate and up, down
         const bool gated = task == 1;
-        const int width = gated ? kExpertWidth : task == 0 ? width_of_out : kExpertMlp;
+        const int width = task == 0 ? kAttended : kExpertMlp;
 #pragma unroll 1
         for (int i = 0; i < requests; ++i)
           fetch_weights(task == 0 ? l.out : gated ? l.gate_up : l.down,
                         gated ? 2 * gated_group(block) : columns,
                         gated ? 2 * gated_groups(block) : column_tiles, gated ? 2 * kExpertMlp / 8 : kExpertWidth / 8,
-                        gated ? 0 : width / kLoopRanks * rank, 1, task == 0 ? 2 : gated ? 8 : 4, once);
+                        gated ? 0 : width / kLoopRanks * rank, 1,
+                        task == 0 ? kOutChunks : gated ? kGatedChunks : kDownChunks, once);
       }
+    }
+  }
+  // Keys (side 0) or values of the prefix, by a warp each: a copy for each row takes its time.
+  __device__ __forceinline__ void keys(int side) {
+    if (!has_head(block)) return;
+    std::uint64_t often;
+    asm volatile("createpolicy.fractional.L2::evict_last.b64 %0, 1.0;" : "=l"(often));
+    wait_for_inputs();  // they come from the kernels before this one
+    fence_async_global();
+#pragma unroll 1
+    for (int turn = 0; turn < op.steps * op.depth; ++turn) {
+      const char* layer = static_cast<const char*>(side == 0 ? op.qkv.k : op.qkv.v) + turn % op.depth * op.layer_bytes;
+#pragma unroll 1
+      for (int i = 0; i < requests; ++i) {
+        const Request r = request(i);
+        pass(kQkvChunks + side * r.chunks);
+#pragma unroll 1
+        for (int c = 0; c < r.chunks; ++c) fetch_keys(layer, r, c, often);
+        pass((1 - side) * r.chunks);
+      }
+      pass(requests * (kOutChunks + kGatedChunks + kDownChunks));
     }
   }
 

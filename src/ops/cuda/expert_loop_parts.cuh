@@ -15,9 +15,10 @@ namespace servoflow::ops::cuda { __device__ unsigned long long g_timeline[4][6][
 #endif
 namespace servoflow::ops::cuda::loop {
 
-// Two warpgroups compute. Of the third, one warp fetches weights, keys and values, one the rows of a task.
+// Two warpgroups compute. Of the third, one warp fetches weights, one the rows of a task, one keys and one values.
 inline constexpr int kCompute = 256, kThreads = kCompute + 128;
 inline constexpr int kMostWeights = 80, kMostSlots = 6;  // weight rows of a block; slots of the ring
+inline constexpr int kQkvChunks = 4, kOutChunks = 2, kGatedChunks = 8, kDownChunks = 4;  // of a block's weights
 inline constexpr int kChunkKeys = 32, kKeyPitch = (kExpertHeadDim + 8) * 2;  // bytes; rows in different banks
 
 // Shared memory. The rows of a task lie at 0, in the order of loop_at().
@@ -42,6 +43,7 @@ inline constexpr int kMaximaAt = kSuffixAt + 2 * kSuffixKeys * kKeyPitch, kShrin
                      kSuffixWeightsAt = kShrinkAt + 256, kTotalsAt = kSuffixWeightsAt + 1024;
 // Of every rank 32 columns of its sums: [pair of groups][64][4] pairs, then the odd group's [64][2]; then, for each row,
 // largest score and total.
+inline constexpr float kLeast = -1e30f;  // below any score
 inline constexpr int kReceived = 65536, kSumBytes = 3 * 64 * 16 + 64 * 8, kRowTotals = kLoopRows * 8;
 inline constexpr int kReceivedTotals = kReceived + kLoopRanks * kSumBytes;
 static_assert(kSharedBytes <= 227 * 1024 && kTotalsAt + kLoopRanks * 64 * 4 <= kReceived);
