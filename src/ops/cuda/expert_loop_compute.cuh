@@ -59,8 +59,14 @@ struct Computer {
   __device__ __forceinline__ void give_back(int slot, int arrivals) const {
     if (lane < arrivals) barrier_arrive(barriers.empty(slot));
   }
-  // A count waits behind the copies that are under way, so that the last chunk goes back after it.
+  // A count waits behind the copies that are under way, so that the last chunk goes back after it. (To hold more of them
+  // makes counting faster still, and the next task wait for its weights: slower in all.)
   int held = -1, held_arrivals = 0;
+  __device__ __forceinline__ void give_back_held() {
+    __syncwarp();
+    if (held >= 0) give_back(held, held_arrivals);
+    held = -1;
+  }
   int turn_ = 0, task_ = 0;
   // The end of a task: what it wrote is counted, and its part of shared memory is free.
   __device__ __forceinline__ void finish(unsigned* first, unsigned* second = nullptr) {
@@ -71,9 +77,7 @@ struct Computer {
     if (thread == 0 && first != nullptr) count_one(first);
     if (thread == 64 && second != nullptr) count_one(second);
     SF_STAMP(task_, 6);
-    __syncwarp();
-    if (held >= 0) give_back(held, held_arrivals);
-    held = -1;
+    give_back_held();
   }
 
   // sum += rows · weightsᵀ over this warpgroup's part of the depth: every other chunk, or half of each (kHalves), which
@@ -85,7 +89,7 @@ struct Computer {
     constexpr int kStride = kHalves ? 1 : 2, kPart = kHalves ? kDepth / 2 : kDepth;
     const std::uint32_t offset = kHalves ? static_cast<std::uint32_t>(warpgroup * kPart * 16) : 0;
     Ring at = kHalves ? ring : ring.ahead(warpgroup);
-    int previous = 0;
+    held_arrivals = kStride;
 #pragma unroll 1
     for (int c = 0; c < chunks / kStride; ++c) {
       const int chunk = kHalves ? c : 2 * c + warpgroup;
@@ -103,15 +107,13 @@ struct Computer {
       wgmma_commit();
       if (c > 0) {
         wgmma_wait<1>();
-        give_back(previous, kStride);
+        give_back(held, kStride);
       }
-      previous = at.slot;
+      held = at.slot;
       at.advance(kStride);
     }
     wgmma_wait<0>();
     SF_STAMP(task_, 2);
-    held = previous;
-    held_arrivals = kHalves ? 1 : 2;
     ring.advance(chunks);
   }
 
@@ -210,6 +212,7 @@ struct Computer {
     float sum[16] = {};
     multiply<32, 256, false>(sum, kQkvChunks, has_head(block) ? 4 * 128 : 2 * 128);
     rows_parity ^= 15;
+    if (has_head(block)) give_back_held();  // for keys and values
     Ended<32> ended;
     add_up<32>(sum, ended, between);
     SF_STAMP(0, 3);
@@ -251,8 +254,6 @@ struct Computer {
       fence_async();
       if (thread == 32) barrier_arrive(barriers.done());
     });
-    if (held >= 0) give_back(held, held_arrivals);
-    held = -1;
     // Two threads that have halves of the same eight columns exchange: one then has them of `row`, one of `row` + 8.
     const bool odd = quad % 2 == 1;
     const uint2 mine = odd ? out[1] : out[0];
@@ -264,7 +265,7 @@ struct Computer {
     if (token < r.s.rows) {
       const std::uint32_t place = kQueriesAt + token / 8 * kQueryGroup + token % 8 * 16 +
                                   ((2 * rank + warpgroup) * 2 + quad / 2) * 128;
-#pragma unroll 1
+#pragma unroll
       for (int i = 0; i < kLoopRanks; ++i) {
         const std::uint32_t remote = in_rank(base, (rank + i) % kLoopRanks);
         send_quad(remote + place, remote + (barriers.queries() - base), odd ? other.x : mine.x,
