@@ -2,6 +2,7 @@
 #include <cmath>
 
 #include "ops/cuda/cuda_backend.cuh"
+#include "ops/cuda/tensor_map.h"
 
 namespace servoflow::ops::cuda {
 namespace {
@@ -76,8 +77,8 @@ void CudaBackend::run_loop(const DenoiseLoop& op, const float* shift) {
   constexpr int kAttended = kExpertHeads * kExpertHeadDim;
   auto* squares = static_cast<float*>(
       scratch(squares_, static_cast<std::uint64_t>(step.rows.capacity) * kStatParts * sizeof(float)));
-  auto* scaled = static_cast<__nv_bfloat16*>(scratch(
-      expert_rows_, static_cast<std::uint64_t>(rows) * (kExpertWidth + kAttended + kExpertMlp) * 2));
+  auto* scaled = static_cast<__nv_bfloat16*>(
+      scratch(expert_rows_, static_cast<std::uint64_t>(rows) * (kExpertWidth + kAttended + kExpertMlp) * 2));
   if (failed()) return;
   ExpertLoop loop{.depth = w.depth,
                   .segments = step.segments,
@@ -99,6 +100,11 @@ void CudaBackend::run_loop(const DenoiseLoop& op, const float* shift) {
     const auto at = [](const Weight& weight) { return static_cast<const __nv_bfloat16*>(weight.data); };
     loop.layers[layer] = {at(l.qkv), at(l.out), at(l.gate_up), at(l.down)};
   }
+  const KvCache& cache = *step.cache;
+  loop.side_rows = static_cast<std::int64_t>(cache.slots) * cache.keys;
+  if (!tensor_map(loop.keys, loop.qkv.k, 2 * cache.layers * loop.side_rows, kExpertHeadDim, kExpertHeadDim,
+                  32))
+    return fail(Status::runtime("cuda: the driver refuses to describe the cache to the copy engine"));
   if (!recording_) take_turn();
   ok(expert_loop(stream_, loop), "denoise loop");
 }

@@ -25,7 +25,8 @@ __device__ __forceinline__ float4 four_weights(const WeightLayout& w, const void
   return make_float4(low_of(v.x), high_of(v.x), low_of(v.y), high_of(v.y));
 }
 
-// All kEdgeThreads threads; `sync` is their barrier. `scaled_at`: where a column of this row lies in `scaled`.
+// All kEdgeThreads threads; `sync` is their barrier. `scaled_at`: where a column of this row lies in
+// `scaled`.
 template <typename At, typename Sync>
 __device__ __forceinline__ void edge_row(const ExpertEdge& op, int row, const At& scaled_at, int thread,
                                          EdgeMemory& memory, const Sync& sync) {

@@ -2,11 +2,6 @@
 #include "ops/cuda/expert_loop_attention.cuh"
 #include "ops/cuda/expert_loop_fetch.cuh"
 
-#ifdef SF_TIMELINE
-namespace servoflow::ops::cuda {
-void read_timeline(unsigned long long* to) { cudaMemcpyFromSymbol(to, g_timeline, sizeof(g_timeline)); }
-}
-#endif
 namespace servoflow::ops::cuda {
 namespace {
 
@@ -58,8 +53,6 @@ __global__ void SF_CLUSTER(kLoopRanks) __launch_bounds__(kThreads, 1)
       fetcher.weights();
     } else if (thread < kCompute + 64) {
       fetcher.rows(reinterpret_cast<float*>(shared + kInverse));
-    } else {
-      fetcher.keys(thread < kCompute + 96 ? 0 : 1);
     }
   } else {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 224;");

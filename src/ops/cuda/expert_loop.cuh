@@ -6,6 +6,8 @@
 // in shared memory all the while, whatever the tasks wait for.
 #pragma once
 
+#include <cuda.h>
+
 #include "ops/cuda/expert.cuh"
 
 namespace servoflow::ops::cuda {
@@ -22,8 +24,8 @@ __host__ __device__ __forceinline__ int share_of_rank(int keys) {
   return (keys + kLoopRanks - 1) / kLoopRanks;
 }
 
-// Element (row, k) of a request's rows between tasks: 256 columns of all rows behind each other, in them groups of eight
-// rows in tiles of 8 x 8, so that what a block fetches at a time is one piece.
+// Element (row, k) of a request's rows between tasks: 256 columns of all rows behind each other, in them
+// groups of eight rows in tiles of 8 x 8, so that what a block fetches at a time is one piece.
 __device__ __forceinline__ int loop_at(int row, int k) {
   return (k / 256 * (kLoopRows / 8) + row / 8) * 2048 + k % 256 / 8 * 64 + row % 8 * 8 + k % 8;
 }
@@ -37,7 +39,9 @@ struct ExpertLoop {
   Segments segments;  // one per request
   DeviceQkv qkv;      // of layer 0; later layers `layer_bytes` further
   std::int64_t layer_bytes = 0;
-  float scale = 1;                    // of the scores
+  CUtensorMap keys;            // of the whole cache, in boxes of 32 keys by 64 columns
+  std::int64_t side_rows = 0;  // of it, from a layer's keys to its values and on to the next layer's keys
+  float scale = 1;             // of the scores
   const float* modulation = nullptr;  // [steps][site][scale, shift, gate][width]
   std::int64_t modulation_pitch = 0;
   const float* shift = nullptr;  // the shifts' products: [steps][depth][qkv | gate and up]

@@ -1,7 +1,7 @@
-// The attention of the loop: a head per cluster, an eighth of the keys per block. Keys are the instruction's rows and
-// the queries its width; then columns of the values are, and rows of queries again the width. A warp has sixteen of the
-// prefix's keys, then 16 columns of either half of its warpgroup's. Behind the prefix come the suffix's keys, which other
-// clusters make meanwhile, a few for each block.
+// The attention of the loop: a head per cluster, an eighth of the keys per block. Keys are the instruction's
+// rows and the queries its width; then columns of the values are, and rows of queries again the width. A warp
+// has sixteen of the prefix's keys, then 16 columns of either half of its warpgroup's. Behind the prefix come
+// the suffix's keys, which other clusters make meanwhile, a few for each block.
 #pragma once
 
 #include "ops/cuda/attention_wgmma.cuh"
@@ -9,8 +9,8 @@
 
 namespace servoflow::ops::cuda::loop {
 
-// A thread has 14 values, of rows 8 j + 2 (lane % 4) and the next for j = 0 … 6, and its warp 8 of each, by lane / 4.
-// Joined, the thread has two: of rows 8 (lane / 4) + 2 (lane % 4) and the next.
+// A thread has 14 values, of rows 8 j + 2 (lane % 4) and the next for j = 0 … 6, and its warp 8 of each, by
+// lane / 4. Joined, the thread has two: of rows 8 (lane / 4) + 2 (lane % 4) and the next.
 template <int kHalf, typename Join>
 __device__ __forceinline__ void halve(float (&v)[16], int lane, const Join& join) {
   const bool upper = (lane & 2 * kHalf) != 0;
@@ -21,7 +21,8 @@ __device__ __forceinline__ void halve(float (&v)[16], int lane, const Join& join
   }
 }
 template <typename Join>
-__device__ __forceinline__ float2 over_keys(const float (&values)[14], float nothing, int lane, const Join& join) {
+__device__ __forceinline__ float2 over_keys(const float (&values)[14], float nothing, int lane,
+                                            const Join& join) {
   float v[16];
 #pragma unroll
   for (int i = 0; i < 16; ++i) v[i] = i < 14 ? values[i] : nothing;
@@ -50,15 +51,18 @@ __device__ __forceinline__ void Computer::attention(const Request& r, int reques
     std::uint32_t k[16][4];
     const Ring keys = ring.ahead(present ? chunk : 0);
     if (present) barrier_wait(barriers.full(keys.slot), keys.parity);
-    const std::uint32_t from = base + keys.at() +
-                               static_cast<std::uint32_t>((warp % 2 * 16 + lane % 16) * kKeyPitch + lane / 16 * 16);
+    const std::uint32_t from =
+        base + keys.at() + static_cast<std::uint32_t>((warp % 2 * 16 + lane % 16) * 128);
+    std::uint32_t piece[4];
 #pragma unroll
-    for (int c = 0; c < 16; ++c) load_matrix(k[c], from + 32 * c);
+    for (int c = 0; c < 4; ++c)
+      piece[c] = from + static_cast<std::uint32_t>(((2 * c + lane / 16) ^ lane % 8) * 16);
+#pragma unroll
+    for (int c = 0; c < 16; ++c) load_matrix(k[c], piece[c % 4] + c / 4 * kBoxBytes);
     __syncwarp();
     if (present) give_back(keys.slot, 4);
     barrier_wait_cluster(barriers.queries(), queries_parity);
     queries_parity ^= 1;
-    SF_STAMP(1, 1);
     fence_async();
     const std::uint64_t q = core_descriptor(base + kQueriesAt, kQueryGroup);
     wgmma_fence();
@@ -75,7 +79,7 @@ __device__ __forceinline__ void Computer::attention(const Request& r, int reques
     settled(s);
   }
   // Keys that are not there weigh nothing.
-  const int count = min(r.prefix_keys, r.s.past - rank * r.prefix_keys);
+  const int count = r.keys_of(rank);
   float v[14];
   if (key0 + 16 > count)
 #pragma unroll
@@ -88,7 +92,6 @@ __device__ __forceinline__ void Computer::attention(const Request& r, int reques
     atomicMax(maxima + 8 * eighth + 2 * quad + 1, ordered(most.y));
   }
   compute_sync();
-  SF_STAMP(1, 2);
 #pragma unroll
   for (int j = 0; j < 7; ++j) {
     const int2 m = *reinterpret_cast<const int2*>(maxima + 8 * j + 2 * quad);
@@ -120,20 +123,31 @@ __device__ __forceinline__ void Computer::attention(const Request& r, int reques
 
   // ---- the values of the prefix
   float o[2][28] = {};
-  const std::uint32_t value = static_cast<std::uint32_t>((lane / 16 * 8 + lane % 8) * kKeyPitch +
-                                                         (warpgroup * 128 + warp % 4 * 16 + lane / 8 % 2 * 8) * 2);
+  const std::uint32_t value =
+      static_cast<std::uint32_t>(2 * warpgroup * kBoxBytes + (lane / 16 * 8 + lane % 8) * 128 +
+                                 ((2 * (warp % 4) + lane / 8 % 2) ^ lane % 8) * 16);
   Ring at = ring.ahead(r.chunks);
   std::uint64_t weights = core_descriptor(base + kWeightsAt, kWeightGroup);
 #pragma unroll 1
   for (int c = 0; c < r.chunks; ++c, at.advance(1), weights += 4 * 8) {
     barrier_wait(barriers.full(at.slot), at.parity);
+    // What is multiplied by nothing must be a number, and behind the prefix's last key nobody knows what
+    // lies.
+    const int here = count - c * kChunkKeys;
+    if (here < kChunkKeys) {
+      for (int i = max(0, here) * 32 + thread; i < kChunkKeys * 32; i += kCompute)
+        *reinterpret_cast<uint4*>(shared + at.at() + i / 8 % 4 * kBoxBytes + i / 32 * 128 + i % 8 * 16) =
+            make_uint4(0, 0, 0, 0);
+      fence_async();
+      compute_sync();
+    }
     std::uint32_t a[2][2][4];
 #pragma unroll
     for (int k = 0; k < 2; ++k)
 #pragma unroll
       for (int t = 0; t < 2; ++t)
-        load_matrix_transposed(a[k][t],
-                               base + at.at() + value + static_cast<std::uint32_t>(16 * k * kKeyPitch + t * 128));
+        load_matrix_transposed(
+            a[k][t], base + at.at() + value + static_cast<std::uint32_t>(16 * k * 128 + t * kBoxBytes));
     wgmma_fence();
 #pragma unroll
     for (int k = 0; k < 2; ++k)
@@ -147,15 +161,14 @@ __device__ __forceinline__ void Computer::attention(const Request& r, int reques
   settled(o[0]);
   settled(o[1]);
   ring = at;
-  SF_STAMP(1, 3);
 
   // ---- the suffix's keys, of eight rows by each warp but the last
   wait_rows(0);
   rows_parity ^= 1;
-  SF_STAMP(1, 4);
   if (warp < r.groups) {
     float parts[4][4] = {};
-    const std::uint32_t keys = base + kSuffixAt + static_cast<std::uint32_t>(lane % 8 * kKeyPitch + lane / 8 * 16);
+    const std::uint32_t keys =
+        base + kSuffixAt + static_cast<std::uint32_t>(lane % 8 * kKeyPitch + lane / 8 * 16);
     const std::uint32_t queries =
         base + kQueriesAt + static_cast<std::uint32_t>(warp * kQueryGroup + lane / 8 * 128 + lane % 8 * 16);
 #pragma unroll
@@ -172,8 +185,7 @@ __device__ __forceinline__ void Computer::attention(const Request& r, int reques
     float weight[2], largest[2], left[2], total[2];
 #pragma unroll
     for (int e = 0; e < 2; ++e) {
-      const float score =
-          eighth < here ? parts[0][e] + parts[1][e] + (parts[2][e] + parts[3][e]) : -INFINITY;
+      const float score = eighth < here ? parts[0][e] + parts[1][e] + (parts[2][e] + parts[3][e]) : -INFINITY;
       const float old = number(e == 0 ? before.x : before.y);
       float m = score;
 #pragma unroll
@@ -220,12 +232,14 @@ __device__ __forceinline__ void Computer::attention(const Request& r, int reques
     std::uint32_t a[4];
     load_matrix_transposed(
         a, base + kSuffixAt +
-               static_cast<std::uint32_t>((kSuffixKeys + lane % 8) * kKeyPitch +
-                                          (warpgroup * 128 + lane / 16 * 64 + warp % 4 * 16 + lane / 8 % 2 * 8) * 2));
+               static_cast<std::uint32_t>(
+                   (kSuffixKeys + lane % 8) * kKeyPitch +
+                   (warpgroup * 128 + lane / 16 * 64 + warp % 4 * 16 + lane / 8 % 2 * 8) * 2));
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       std::uint32_t b[4];
-      load_matrix(b, base + kSuffixWeightsAt + static_cast<std::uint32_t>((4 * i + lane / 8) * 128 + lane % 8 * 16));
+      load_matrix(
+          b, base + kSuffixWeightsAt + static_cast<std::uint32_t>((4 * i + lane / 8) * 128 + lane % 8 * 16));
 #pragma unroll
       for (int j = 4 * i; j < 4 * i + 4 && j < 7; ++j)
 #pragma unroll
@@ -245,7 +259,8 @@ __device__ __forceinline__ void Computer::attention(const Request& r, int reques
 #pragma unroll
     for (int p = 0; p < 3; ++p)
       if (p < pairs)
-        send_quad(to + p * 1024, barrier, pair_of(4 * p), pair_of(4 * p + 1), pair_of(4 * p + 2), pair_of(4 * p + 3));
+        send_quad(to + p * 1024, barrier, pair_of(4 * p), pair_of(4 * p + 1), pair_of(4 * p + 2),
+                  pair_of(4 * p + 3));
     if (r.groups == 7)
       send_pair(remote + kReceived + rank * kSumBytes + 3 * 1024 + slot * 8, barrier,
                 __uint_as_float(pair_of(12)), __uint_as_float(pair_of(13)));
@@ -285,7 +300,8 @@ __device__ __forceinline__ void Computer::attention(const Request& r, int reques
         words.y = odd.y;
       }
       const float2 first = *reinterpret_cast<const float2*>(totals + i * 64 + 16 * part + 2 * quad);
-      const float2 second = *reinterpret_cast<const float2*>(totals + i * 64 + (16 * part + 8) % 64 + 2 * quad);
+      const float2 second =
+          *reinterpret_cast<const float2*>(totals + i * 64 + (16 * part + 8) % 64 + 2 * quad);
       const std::uint32_t word[4] = {words.x, words.y, words.z, words.w};
 #pragma unroll
       for (int k = 0; k < 4; ++k) {
@@ -296,7 +312,8 @@ __device__ __forceinline__ void Computer::attention(const Request& r, int reques
     }
     // Of two neighbouring columns one thread takes the first row, the other the second.
     const bool odd = eighth % 2 == 1;
-    __nv_bfloat16* to = op.attended + static_cast<std::int64_t>(request) * kLoopRows * kExpertHeads * kExpertHeadDim;
+    __nv_bfloat16* to =
+        op.attended + static_cast<std::int64_t>(request) * kLoopRows * kExpertHeads * kExpertHeadDim;
 #pragma unroll
     for (int k = 0; k < 4; ++k) {
       const float other = __shfl_xor_sync(~0u, odd ? sum[k][0] : sum[k][1], 4);

@@ -59,31 +59,28 @@ struct Computer {
   __device__ __forceinline__ void give_back(int slot, int arrivals) const {
     if (lane < arrivals) barrier_arrive(barriers.empty(slot));
   }
-  // A count waits behind the copies that are under way, so that the last chunk goes back after it. (To hold more of them
-  // makes counting faster still, and the next task wait for its weights: slower in all.)
+  // A count waits behind the copies that are under way, so that the last chunk goes back after it. (To hold
+  // more of them makes counting faster still, and the next task wait for its weights: slower in all.)
   int held = -1, held_arrivals = 0;
   __device__ __forceinline__ void give_back_held() {
     __syncwarp();
     if (held >= 0) give_back(held, held_arrivals);
     held = -1;
   }
-  int turn_ = 0, task_ = 0;
   // The end of a task: what it wrote is counted, and its part of shared memory is free.
   __device__ __forceinline__ void finish(unsigned* first, unsigned* second = nullptr) {
-    SF_STAMP(task_, 5);
     fence_async();
     compute_sync();
     if (thread == 32) barrier_arrive(barriers.done());
     if (thread == 0 && first != nullptr) count_one(first);
     if (thread == 64 && second != nullptr) count_one(second);
-    SF_STAMP(task_, 6);
     give_back_held();
   }
 
-  // sum += rows · weightsᵀ over this warpgroup's part of the depth: every other chunk, or half of each (kHalves), which
-  // is slower where chunks wait for each other and faster where there are many. `piece`: from 128 columns of a chunk's
-  // weights to the next, in 16 bytes. Loops stay loops: code that does not
-  // fit the instruction cache costs more than they do.
+  // sum += rows · weightsᵀ over this warpgroup's part of the depth: every other chunk, or half of each
+  // (kHalves), which is slower where chunks wait for each other and faster where there are many. `piece`:
+  // from 128 columns of a chunk's weights to the next, in 16 bytes. Loops stay loops: code that does not fit
+  // the instruction cache costs more than they do.
   template <int kN, int kDepth, bool kHalves>
   __device__ __forceinline__ void multiply(float (&sum)[kN / 2], int chunks, std::uint64_t piece = 0) {
     constexpr int kStride = kHalves ? 1 : 2, kPart = kHalves ? kDepth / 2 : kDepth;
@@ -95,11 +92,10 @@ struct Computer {
       const int chunk = kHalves ? c : 2 * c + warpgroup;
       wait_rows(chunk * kDepth / 256);
       barrier_wait(barriers.full(at.slot), at.parity);
-      if (c == 0) SF_STAMP(task_, 1);
-      const std::uint64_t a =
-          core_descriptor(base + static_cast<std::uint32_t>(chunk * kDepth / 256 * kPartBytes +
-                                                            chunk * kDepth % 256 * 16) + offset,
-                          kGroupBytes);
+      const std::uint64_t a = core_descriptor(
+          base + static_cast<std::uint32_t>(chunk * kDepth / 256 * kPartBytes + chunk * kDepth % 256 * 16) +
+              offset,
+          kGroupBytes);
       const std::uint64_t b = core_descriptor(base + at.at() + offset, 128 * 16);
       wgmma_fence();
 #pragma unroll
@@ -113,8 +109,17 @@ struct Computer {
       at.advance(kStride);
     }
     wgmma_wait<0>();
-    SF_STAMP(task_, 2);
     ring.advance(chunks);
+  }
+
+  // For all the weight rows that a block may have, of which some have fewer.
+  template <bool kHalves>
+  __device__ __forceinline__ void multiply_most(float (&sum)[kMostWeights / 2], int chunks) {
+    if (block < kSmallBlocks) {
+      multiply<64, 128, kHalves>(reinterpret_cast<float(&)[32]>(sum), chunks);
+    } else {
+      multiply<kMostWeights, 128, kHalves>(sum, chunks);
+    }
   }
 
   // The warpgroups exchange what they have: the first ends the first half of the groups of 16 weight rows,
@@ -171,8 +176,8 @@ struct Computer {
     inverse[1] = all[row + 8];
   }
 
-  // ---- q, k and v of 16 packed rows per warpgroup, rotated: four neighbouring columns, of rows `row` and `row` + 8.
-  // `between`: what is to be done once the task's rows are no longer read.
+  // ---- q, k and v of 16 packed rows per warpgroup, rotated: four neighbouring columns, of rows `row` and
+  // `row` + 8. `between`: what is to be done once the task's rows are no longer read.
   template <typename Between>
   __device__ __forceinline__ void qkv(const Request& r, int step, int layer, uint2 (&out)[2],
                                       const Between& between) {
@@ -215,7 +220,6 @@ struct Computer {
     if (has_head(block)) give_back_held();  // for keys and values
     Ended<32> ended;
     add_up<32>(sum, ended, between);
-    SF_STAMP(0, 3);
     float inverse[2];
     wait_inverse(inverse);
 #pragma unroll
@@ -233,17 +237,18 @@ struct Computer {
     qkv(r, step, layer, out, [] {});
     const int group = key_group(block), column = group % (kKeyGroups / 2) * 16 + 4 * quad;
     if (warpgroup == 0) {
-      auto* to = reinterpret_cast<__nv_bfloat16*>(
-                     static_cast<char*>(group < kKeyGroups / 2 ? op.qkv.k : op.qkv.v) + layer * op.layer_bytes) +
-                 op.qkv.cache_row(r.s.slot, 0, r.s.past) + column;
+      auto* to =
+          reinterpret_cast<__nv_bfloat16*>(static_cast<char*>(group < kKeyGroups / 2 ? op.qkv.k : op.qkv.v) +
+                                           layer * op.layer_bytes) +
+          op.qkv.cache_row(r.s.slot, 0, r.s.past) + column;
 #pragma unroll
       for (int e = 0; e < 2; ++e)
         if (row + 8 * e < r.s.rows) *reinterpret_cast<uint2*>(to + (row + 8 * e) * kExpertHeadDim) = out[e];
     }
     finish(counter(op, request, kKeys + group % kLoopRanks));
   }
-  // Queries go to every block of the cluster, as the rows of a product. Behind them this block's rows are free for the
-  // suffix's keys and values, and for what the cluster sends.
+  // Queries go to every block of the cluster, as the rows of a product. Behind them this block's rows are
+  // free for the suffix's keys and values, and for what the cluster sends.
   __device__ __forceinline__ void queries(const Request& r, int step, int layer) {
     uint2 out[2];
     qkv(r, step, layer, out, [&] {
@@ -254,7 +259,8 @@ struct Computer {
       fence_async();
       if (thread == 32) barrier_arrive(barriers.done());
     });
-    // Two threads that have halves of the same eight columns exchange: one then has them of `row`, one of `row` + 8.
+    // Two threads that have halves of the same eight columns exchange: one then has them of `row`, one of
+    // `row` + 8.
     const bool odd = quad % 2 == 1;
     const uint2 mine = odd ? out[1] : out[0];
     uint2 other = odd ? out[0] : out[1];
@@ -280,12 +286,14 @@ struct Computer {
     const int i = __float_as_int(v);
     return i >= 0 ? i : i ^ 0x7FFFFFFF;
   }
-  static __device__ __forceinline__ float number(int i) { return __int_as_float(i >= 0 ? i : i ^ 0x7FFFFFFF); }
+  static __device__ __forceinline__ float number(int i) {
+    return __int_as_float(i >= 0 ? i : i ^ 0x7FFFFFFF);
+  }
 
   // ---- gate and up
   __device__ __forceinline__ void gate_up(const Request& r, int request, int step, int layer) {
     forget();
-    constexpr int kN = kMostWeights;  // fewer are multiplied with whatever lies behind them, and forgotten
+    constexpr int kN = kMostWeights;
     constexpr int kFirst = Ended<kN>::kFirst;
     const int group0 = gated_group(block) + warpgroup * kFirst;
     const float* s = shift(step, layer) + kExpertQkv + 8 * group0 + 2 * quad;
@@ -302,11 +310,10 @@ struct Computer {
       take(up_shift[i]);
     }
     float sum[kN / 2] = {};
-    multiply<kN, 128, true>(sum, kGatedChunks);
+    multiply_most<true>(sum, kGatedChunks);
     rows_parity ^= 15;
     Ended<kN> ended;
     add_up<kN>(sum, ended, [] {});
-    SF_STAMP(task_, 3);
     float inverse[2];
     wait_inverse(inverse);
     __nv_bfloat16* hidden = op.hidden + static_cast<std::int64_t>(request) * kLoopRows * kExpertMlp;
@@ -358,7 +365,7 @@ struct Computer {
     take(factor);
     take(scale);
     float sum[kN / 2] = {};
-    multiply<kN, 128, false>(sum, chunks);
+    multiply_most<false>(sum, chunks);
     rows_parity ^= chunks == kOutChunks ? 1 : 3;
     const int token = 8 * rank + warp;
     float* residual = op.edge.residual + (r.s.row_begin + token) * op.edge.residual_pitch + column;
@@ -367,7 +374,6 @@ struct Computer {
       x = __ldcg(reinterpret_cast<const float4*>(residual));  // on its way while the sums are added up
     Ended<kN> ended;
     add_up<kN>(sum, ended, [] {});
-    SF_STAMP(task_, 3);
     wait_until_all_may_send();
 #pragma unroll
     for (int e = 0; e < 2; ++e) {
@@ -387,7 +393,6 @@ struct Computer {
     }
     if (owns) {
       barrier_wait_cluster(barriers.received(), received_parity);
-      SF_STAMP(task_, 4);
       received_parity ^= 1;
       float square = 0;
       if (ends) {
@@ -408,11 +413,10 @@ struct Computer {
         *reinterpret_cast<float4*>(residual) = x;
         square = x.x * x.x + x.y * x.y + (x.z * x.z + x.w * x.w);
         if (next_scale != nullptr)
-          *reinterpret_cast<uint2*>(op.edge.scaled +
-                                    static_cast<std::int64_t>(request) * kLoopRows * kExpertWidth +
-                                    loop_at(token, column)) =
-              make_uint2(pack_bf16(x.x * (1.0f + scale.x), x.y * (1.0f + scale.y)),
-                         pack_bf16(x.z * (1.0f + scale.z), x.w * (1.0f + scale.w)));
+          *reinterpret_cast<uint2*>(
+              op.edge.scaled + static_cast<std::int64_t>(request) * kLoopRows * kExpertWidth +
+              loop_at(token, column)) = make_uint2(pack_bf16(x.x * (1.0f + scale.x), x.y * (1.0f + scale.y)),
+                                                   pack_bf16(x.z * (1.0f + scale.z), x.w * (1.0f + scale.w)));
       }
       square = warp_sum(square);
       if (lane == 0 && token < r.s.rows)
@@ -421,8 +425,8 @@ struct Computer {
     finish(owns ? counter(op, request, kColumns + rank) : nullptr);
   }
 
-  // ---- softmax(q kᵀ scale) v of the cluster's head over this rank's keys; the ranks' results meet, each ends 32
-  // columns
+  // ---- softmax(q kᵀ scale) v of the cluster's head over this rank's keys; the ranks' results meet, each
+  // ends 32 columns
   __device__ __forceinline__ void attention(const Request& r, int request);
 
   // ---- between steps: a row per block
@@ -446,9 +450,10 @@ struct Computer {
         compute_sync();
       }
       for (int token = first; token < s.rows; token += kLoopBlocks) {
-        edge_row(e, s.row_begin + token,
-                 [at = i * kLoopRows * kExpertWidth, token](int k) { return at + loop_at(token, k); }, thread, memory,
-                 [] { compute_sync(); });
+        edge_row(
+            e, s.row_begin + token,
+            [at = i * kLoopRows * kExpertWidth, token](int k) { return at + loop_at(token, k); }, thread,
+            memory, [] { compute_sync(); });
         fence_async();
         compute_sync();
         if (thread == 0) count_one(counter(op, i, kEdges));
@@ -465,12 +470,10 @@ struct Computer {
       if (step == op.first + op.steps) break;
 #pragma unroll 1
       for (int layer = 0; layer < op.depth; ++layer) {
-        turn_ = (step - op.first) * op.depth + layer; task_ = 0; SF_STAMP(0, 0);
         if (has_head(block)) {
 #pragma unroll 1
           for (int i = 0; i < requests; ++i) {
             queries(request(i), step, layer);
-            task_ = 1; SF_STAMP(1, 0);
             attention(request(i), i);
           }
         } else if (has_qkv(block)) {
@@ -482,13 +485,12 @@ struct Computer {
           const int site = 2 * layer + half;
           const float* gate = modulation(step, site) + 2 * kExpertWidth;
           const float* next = site + 1 < 2 * op.depth ? modulation(step, site + 1) : nullptr;
-          if (half == 1) { task_ = 3; SF_STAMP(3, 0); }
           if (half == 1)
 #pragma unroll 1
             for (int i = 0; i < requests; ++i) gate_up(request(i), i, step, layer);
-          task_ = half == 0 ? 2 : 4; SF_STAMP(task_, 0);
 #pragma unroll 1
-          for (int i = 0; i < requests; ++i) into_rows(half == 0 ? kOutChunks : kDownChunks, request(i), i, gate, next);
+          for (int i = 0; i < requests; ++i)
+            into_rows(half == 0 ? kOutChunks : kDownChunks, request(i), i, gate, next);
         }
       }
     }

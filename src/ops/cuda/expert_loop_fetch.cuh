@@ -1,5 +1,5 @@
-// The warps of the loop that fetch: one the weights of all tasks to come, one the prefix's keys and one its values, as far
-// ahead as the ring has room; one the rows of the next task as soon as whoever makes them has counted.
+// The two warps of the loop that fetch: one the weights, keys and values of all tasks to come, as far ahead
+// as the ring has room; one the rows of the next task as soon as whoever makes them has counted.
 #pragma once
 
 #include "ops/cuda/expert_loop_parts.cuh"
@@ -17,16 +17,8 @@ struct Fetcher {
   __device__ __forceinline__ Request request(int i) const { return Request(segments[i]); }
 
   // ---- weights, keys and values
-  // Chunks that another warp fetches. Each is waited for, as a barrier tells a phase from the next and no more.
-  __device__ __forceinline__ void pass(int chunks) {
-#pragma unroll 1
-    for (int c = 0; c < chunks; ++c) {
-      barrier_wait(barriers.empty(ring.slot), ring.parity ^ 1);
-      ring.advance(1);
-    }
-  }
-  // `chunks` chunks of `pieces` times 128 columns from column `depth0`, of `tiles` tiles of eight weight rows from tile
-  // `tile0` of `all`.
+  // `chunks` chunks of `pieces` times 128 columns from column `depth0`, of `tiles` tiles of eight weight rows
+  // from tile `tile0` of `all`.
   __device__ __forceinline__ void fetch_weights(const __nv_bfloat16* weight, int tile0, int tiles, int all,
                                                 int depth0, int pieces, int chunks, std::uint64_t policy) {
     const __nv_bfloat16* from = weight + (static_cast<std::int64_t>(depth0 / 128) * all + tile0) * 1024;
@@ -35,39 +27,30 @@ struct Fetcher {
     for (int c = 0; c < chunks; ++c) {
       const std::uint32_t full = barriers.full(ring.slot);
       barrier_wait(barriers.empty(ring.slot), ring.parity ^ 1);
-#ifdef SF_NO_WEIGHTS
-      if (lane == 0) barrier_arrive(full);
-#else
       if (lane == 0) {
         barrier_expect(full, static_cast<std::uint32_t>(pieces * bytes));
 #pragma unroll 1
         for (int p = 0; p < pieces; ++p)
-          bulk_load(base + ring.at() + p * bytes, from + static_cast<std::int64_t>(p) * all * 1024, bytes, full, policy);
+          bulk_load(base + ring.at() + p * bytes, from + static_cast<std::int64_t>(p) * all * 1024, bytes,
+                    full, policy);
       }
       __syncwarp();
-#endif
       from += static_cast<std::int64_t>(pieces) * all * 1024;
       ring.advance(1);
     }
   }
-  // 32 of this rank's keys, or their values; what belongs to the suffix is left out.
-  __device__ __forceinline__ void fetch_keys(const void* side, const Request& r, int chunk,
-                                             std::uint64_t policy) {
+  // 32 of this rank's keys (side 0) or their values, and whatever lies behind the last of them.
+  __device__ __forceinline__ void fetch_keys(const Request& r, int layer, int side, int chunk) {
+    const std::uint32_t full = barriers.full(ring.slot);
     barrier_wait(barriers.empty(ring.slot), ring.parity ^ 1);
-    const int first = rank * r.prefix_keys + chunk * kChunkKeys;
-    const int count = max(0, min(min(kChunkKeys, r.prefix_keys - chunk * kChunkKeys), r.s.past - first));
     if (lane == 0) {
-      if (count > 0) {
-        barrier_expect(barriers.full(ring.slot), static_cast<std::uint32_t>(count * kExpertHeadDim * 2));
-      } else {
-        barrier_arrive(barriers.full(ring.slot));
-      }
+      const int row = static_cast<int>((2 * layer + side) * op.side_rows) + r.s.slot * op.qkv.keys +
+                      rank * r.prefix_keys + chunk * kChunkKeys;
+      barrier_expect(full, 4 * kBoxBytes);
+#pragma unroll 1
+      for (int i = 0; i < 4; ++i) tensor_load(base + ring.at() + i * kBoxBytes, &op.keys, 64 * i, row, full);
     }
     __syncwarp();
-    if (lane < count)
-      bulk_load(base + ring.at() + lane * kKeyPitch,
-                static_cast<const __nv_bfloat16*>(side) + op.qkv.cache_row(r.s.slot, 0, first + lane),
-                kExpertHeadDim * 2, barriers.full(ring.slot), policy);
     ring.advance(1);
   }
 
@@ -76,14 +59,25 @@ struct Fetcher {
     asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(once));
     const int columns = 2 * column_group(cluster), column_tiles = 2 * column_groups(cluster);
     constexpr int kAttended = kExpertHeads * kExpertHeadDim;
+    bool ready = false;
 #pragma unroll 1
     for (int turn = 0; turn < op.steps * op.depth; ++turn) {
       const ExpertLoop::Layer& l = op.layers[turn % op.depth];
       if (has_qkv(block))
 #pragma unroll 1
         for (int i = 0; i < requests; ++i) {
-          fetch_weights(l.qkv, 2 * qkv_group(block), has_head(block) ? 4 : 2, kExpertQkv / 8, 0, 2, kQkvChunks, once);
-          if (has_head(block)) pass(2 * request(i).chunks);
+          fetch_weights(l.qkv, 2 * qkv_group(block), has_head(block) ? 4 : 2, kExpertQkv / 8, 0, 2,
+                        kQkvChunks, once);
+          if (!has_head(block)) continue;
+          if (!ready) {  // keys and values come from the kernels before this one
+            wait_for_inputs();
+            fence_async_global();
+            ready = true;
+          }
+          const Request r = request(i);
+#pragma unroll 1
+          for (int c = 0; c < 2 * r.chunks; ++c)
+            fetch_keys(r, turn % op.depth, c < r.chunks ? 0 : 1, c < r.chunks ? c : c - r.chunks);
         }
 #pragma unroll 1
       for (int task = 0; task < 3; ++task) {  // out, gate and up, down
@@ -91,36 +85,19 @@ struct Fetcher {
         const int width = task == 0 ? kAttended : kExpertMlp;
 #pragma unroll 1
         for (int i = 0; i < requests; ++i)
-          fetch_weights(task == 0 ? l.out : gated ? l.gate_up : l.down,
-                        gated ? 2 * gated_group(block) : columns,
-                        gated ? 2 * gated_groups(block) : column_tiles, gated ? 2 * kExpertMlp / 8 : kExpertWidth / 8,
-                        gated ? 0 : width / kLoopRanks * rank, 1,
-                        task == 0 ? kOutChunks : gated ? kGatedChunks : kDownChunks, once);
+          fetch_weights(
+              task == 0 ? l.out
+              : gated   ? l.gate_up
+                        : l.down,
+              gated ? 2 * gated_group(block) : columns, gated ? 2 * gated_groups(block) : column_tiles,
+              gated ? 2 * kExpertMlp / 8 : kExpertWidth / 8, gated ? 0 : width / kLoopRanks * rank, 1,
+              task == 0 ? kOutChunks
+              : gated   ? kGatedChunks
+                        : kDownChunks,
+              once);
       }
     }
   }
-  // Keys (side 0) or values of the prefix, by a warp each: a copy for each row takes its time.
-  __device__ __forceinline__ void keys(int side) {
-    if (!has_head(block)) return;
-    std::uint64_t often;
-    asm volatile("createpolicy.fractional.L2::evict_last.b64 %0, 1.0;" : "=l"(often));
-    wait_for_inputs();  // they come from the kernels before this one
-    fence_async_global();
-#pragma unroll 1
-    for (int turn = 0; turn < op.steps * op.depth; ++turn) {
-      const char* layer = static_cast<const char*>(side == 0 ? op.qkv.k : op.qkv.v) + turn % op.depth * op.layer_bytes;
-#pragma unroll 1
-      for (int i = 0; i < requests; ++i) {
-        const Request r = request(i);
-        pass(kQkvChunks + side * r.chunks);
-#pragma unroll 1
-        for (int c = 0; c < r.chunks; ++c) fetch_keys(layer, r, c, often);
-        pass((1 - side) * r.chunks);
-      }
-      pass(requests * (kOutChunks + kGatedChunks + kDownChunks));
-    }
-  }
-
   // ---- rows
   std::uint32_t done_parity = 0;
   __device__ __forceinline__ void wait_done() {

@@ -7,42 +7,44 @@
 #include "ops/cuda/hopper.cuh"
 #include "ops/cuda/wgmma_shapes.cuh"
 
-#ifdef SF_TIMELINE
-namespace servoflow::ops::cuda { __device__ unsigned long long g_timeline[4][6][8][120]; }
-#define SF_STAMP(task, i) do { if (thread == 0 && turn_ >= 60 && turn_ < 64) { unsigned long long t_; asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(t_)); g_timeline[turn_ - 60][task][i][blockIdx.x] = t_; } } while (0)
-#else
-#define SF_STAMP(task, i)
-#endif
 namespace servoflow::ops::cuda::loop {
 
-// Two warpgroups compute. Of the third, one warp fetches weights, one the rows of a task, one keys and one values.
+// Two warpgroups compute. Of the third, one warp fetches weights, keys and values, one the rows of a task.
 inline constexpr int kCompute = 256, kThreads = kCompute + 128;
-inline constexpr int kMostWeights = 80, kMostSlots = 6;  // weight rows of a block; slots of the ring
-inline constexpr int kQkvChunks = 4, kOutChunks = 2, kGatedChunks = 8, kDownChunks = 4;  // of a block's weights
-inline constexpr int kChunkKeys = 32, kKeyPitch = (kExpertHeadDim + 8) * 2;  // bytes; rows in different banks
+inline constexpr int kMostWeights = 80, kMostSlots = 7;  // weight rows of a block; slots of the ring
+inline constexpr int kQkvChunks = 4, kOutChunks = 2, kGatedChunks = 8,
+                     kDownChunks = 4;  // of a block's weights
+inline constexpr int kChunkKeys = 32,
+                     kKeyPitch = (kExpertHeadDim + 8) * 2;  // bytes, of the suffix's; rows in different banks
+inline constexpr int kBoxBytes =
+    kChunkKeys * 128;  // 64 columns of a chunk's keys, pieces of 16 bytes swizzled
 
 // Shared memory. The rows of a task lie at 0, in the order of loop_at().
-inline constexpr int kRowsBytes = kLoopRows * kExpertWidth * 2, kGroupBytes = 8 * 256 * 2, kPartBytes = kLoopRows / 8 * kGroupBytes;
+inline constexpr int kRowsBytes = kLoopRows * kExpertWidth * 2, kGroupBytes = 8 * 256 * 2,
+                     kPartBytes = kLoopRows / 8 * kGroupBytes;
 inline constexpr int kRing = kRowsBytes;
-inline constexpr int kRingBytes = 5 * 16896 + kMostWeights * 128 * 2;
+inline constexpr int kSlotBytes = 64 * 128 * 2, kLargeSlotBytes = kMostWeights * 128 * 2;
+inline constexpr int kRingBytes = kMostSlots * kSlotBytes;
 inline constexpr int kBarriers = kRing + kRingBytes;
 inline constexpr int kInverse = kBarriers + 256;  // 1 / rms of each row
 inline constexpr int kSegments = kInverse + 64 * 4;
 inline constexpr int kSharedBytes = kSegments + kLoopRequests * sizeof(Segment);
-// Tasks that do not need all of it keep other things there. The end of a product: what one warpgroup hands to the other,
-// at 0. Attention: the weights of the keys at 0, [group of 8 rows][kLoopKeys / 8][8][8]; queries as a product's rows;
-// the suffix's keys and values; small things. And what other blocks of the cluster send. Where queries, keys and values
-// lie there is never anything but bf16 numbers: what is multiplied by nothing must still be a number.
+// Tasks that do not need all of it keep other things there. The end of a product: what one warpgroup hands to
+// the other, at 0. Attention: the weights of the keys at 0, [group of 8 rows][kLoopKeys / 8][8][8]; queries
+// as a product's rows; the suffix's keys and values; small things. And what other blocks of the cluster send.
+// Where queries, keys and values lie there is never anything but bf16 numbers: what is multiplied by nothing
+// must still be a number.
 inline constexpr int kHandedAt = 0, kWeightsAt = 0, kWeightGroup = kLoopKeys * 16;
 inline constexpr int kQueriesAt = 20480, kQueryGroup = kExpertHeadDim * 16;  // bytes of eight rows
 inline constexpr int kSuffixAt = kQueriesAt + kLoopRows / 8 * kQueryGroup;
 inline constexpr int kSuffixKeys = 8;  // of one rank: as many rows of keys, then of values
-// A row's largest score, as an integer of the same order; what that of the suffix leaves of the weights so far; the
-// suffix's weights, [group of 8 rows][8][8]; totals of each warp, later factors of each rank, [8][64].
+// A row's largest score, as an integer of the same order; what that of the suffix leaves of the weights so
+// far; the suffix's weights, [group of 8 rows][8][8]; totals of each warp, later factors of each rank,
+// [8][64].
 inline constexpr int kMaximaAt = kSuffixAt + 2 * kSuffixKeys * kKeyPitch, kShrinkAt = kMaximaAt + 256,
                      kSuffixWeightsAt = kShrinkAt + 256, kTotalsAt = kSuffixWeightsAt + 1024;
-// Of every rank 32 columns of its sums: [pair of groups][64][4] pairs, then the odd group's [64][2]; then, for each row,
-// largest score and total.
+// Of every rank 32 columns of its sums: [pair of groups][64][4] pairs, then the odd group's [64][2]; then,
+// for each row, largest score and total.
 inline constexpr float kLeast = -1e30f;  // below any score
 inline constexpr int kReceived = 65536, kSumBytes = 3 * 64 * 16 + 64 * 8, kRowTotals = kLoopRows * 8;
 inline constexpr int kReceivedTotals = kReceived + kLoopRanks * kSumBytes;
@@ -68,12 +70,14 @@ struct Barriers {
   __device__ std::uint32_t queries() const { return base + 8 * (2 * kMostSlots + 8); }
 };
 
-// Weights are dealt in groups of 16 packed rows. The first clusters have a head each: its queries, of which a block
-// makes two groups, and its attention. The blocks behind them make keys and values, a group each.
+// Weights are dealt in groups of 16 packed rows. The first clusters have a head each: its queries, of which a
+// block makes two groups, and its attention. The blocks behind them make keys and values, a group each.
 inline constexpr int kHeadClusters = kExpertHeads, kKeyGroups = 2 * kExpertHeadDim / 16;
 __device__ __forceinline__ bool has_head(int block) { return block < kHeadClusters * kLoopRanks; }
 __device__ __forceinline__ int key_group(int block) { return block - kHeadClusters * kLoopRanks; }
-__device__ __forceinline__ bool has_qkv(int block) { return has_head(block) || key_group(block) < kKeyGroups; }
+__device__ __forceinline__ bool has_qkv(int block) {
+  return has_head(block) || key_group(block) < kKeyGroups;
+}
 __device__ __forceinline__ int qkv_group(int block) {
   return has_head(block) ? 2 * block : kHeadClusters * kExpertHeadDim / 16 + key_group(block);
 }
@@ -82,8 +86,12 @@ __device__ __forceinline__ int qkv_group(int block) {
 inline constexpr int kSmallClusters = 11, kSmallBlocks = kSmallClusters * kLoopRanks;
 __device__ __forceinline__ int gated_groups(int block) { return block < kSmallBlocks ? 4 : 5; }
 __device__ __forceinline__ int gated_group(int block) { return 4 * block + max(0, block - kSmallBlocks); }
-__device__ __forceinline__ int column_groups(int cluster) { return cluster < kSmallClusters ? 4 : 5; }  // of 64
-__device__ __forceinline__ int column_group(int cluster) { return 4 * cluster + max(0, cluster - kSmallClusters); }
+__device__ __forceinline__ int column_groups(int cluster) {
+  return cluster < kSmallClusters ? 4 : 5;
+}  // of 64
+__device__ __forceinline__ int column_group(int cluster) {
+  return 4 * cluster + max(0, cluster - kSmallClusters);
+}
 // The ranks whose slice of 512 hidden features this block's lie in, and how many blocks a slice has.
 __device__ __forceinline__ int first_slice(int block) { return gated_group(block) / 64; }
 __device__ __forceinline__ int last_slice(int block) {
@@ -96,7 +104,8 @@ struct Ring {
   int slot = 0;
   std::uint32_t parity = 0;
   explicit __device__ __forceinline__ Ring(int block)
-      : slots(block < kSmallBlocks ? 6 : 5), bytes(block < kSmallBlocks ? 16896 : kMostWeights * 128 * 2) {}
+      : slots(block < kSmallBlocks ? kMostSlots : 5),
+        bytes(block < kSmallBlocks ? kSlotBytes : kLargeSlotBytes) {}
   __device__ __forceinline__ std::uint32_t at() const {
     return kRing + static_cast<std::uint32_t>(slot * bytes);
   }
@@ -113,11 +122,13 @@ struct Ring {
     return r;
   }
 };
-static_assert(kChunkKeys * kKeyPitch <= 16896 && 64 * 128 * 2 <= 16896);
+static_assert(kChunkKeys * kExpertHeadDim * 2 <= kSlotBytes && 5 * kLargeSlotBytes <= kRingBytes);
+static_assert(kRing % 1024 == 0 && kSlotBytes % 1024 == 0 &&
+              kHeadClusters <= kSmallClusters);  // of the swizzle
 
-// Counters of one request. One that a hundred blocks count on would make them wait for each other: there is one for
-// each rank, of keys and values one for every eighth group, of attended rows one for each head, of hidden ones one for
-// each slice.
+// Counters of one request. One that a hundred blocks count on would make them wait for each other: there is
+// one for each rank, of keys and values one for every eighth group, of attended rows one for each head, of
+// hidden ones one for each slice.
 enum Counter : int {
   kEdges,
   kColumns,
@@ -130,18 +141,11 @@ __device__ __forceinline__ unsigned* counter(const ExpertLoop& op, int request, 
   return op.counters + (request * kLoopCounters + which) * 32;
 }
 __device__ __forceinline__ void count_one(unsigned* at) {
-#ifdef SF_NO_WAIT
-  asm volatile("red.relaxed.gpu.global.add.u32 [%0], 1;" ::"l"(at) : "memory");
-  return;
-#endif
   asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(at) : "memory");
 }
 // Waits until a counter has reached `target`. After two seconds it leaves word of what it waited for and
 // stops the kernel.
 __device__ __forceinline__ void wait_for_count(const ExpertLoop& op, const unsigned* at, unsigned target) {
-#ifdef SF_NO_WAIT
-  return;
-#endif
   unsigned now;
   long long begin = 0;
   for (int i = 0;; ++i) {
@@ -174,6 +178,10 @@ struct Request {
     prefix_keys = share_of_rank(s.past);
     suffix_keys = share_of_rank(s.rows);
     chunks = (prefix_keys + kChunkKeys - 1) / kChunkKeys;
+  }
+  // Keys of the prefix that are a rank's.
+  __device__ __forceinline__ int keys_of(int rank) const {
+    return max(0, min(prefix_keys, s.past - rank * prefix_keys));
   }
 };
 
