@@ -14,7 +14,7 @@ namespace {
 
 constexpr std::uint64_t kArenaBlock = std::uint64_t{64} << 20;
 constexpr std::uint64_t kStaging = std::uint64_t{32} << 20;
-constexpr std::size_t kGraphs = 32;  // kept at once
+constexpr int kLateRecordings = 32;  // kept at once of those that keep_recordings() came too early for
 
 std::uint64_t round_up(std::uint64_t n, std::uint64_t to) { return (n + to - 1) / to * to; }
 
@@ -78,7 +78,7 @@ Result<std::unique_ptr<CudaBackend>> CudaBackend::create(const std::string& prec
 CudaBackend::~CudaBackend() {
   select();
   if (stream_.stream != nullptr) cudaStreamSynchronize(stream_.stream);
-  for (const auto& [key, graph] : graphs_) cudaGraphExecDestroy(graph);
+  for (const auto& [key, recording] : recordings_) cudaGraphExecDestroy(recording.graph);
   for (cudaEvent_t event : marks_)
     if (event != nullptr) cudaEventDestroy(event);
   for (cudaEvent_t event : staged_)
@@ -298,8 +298,9 @@ void CudaBackend::replay(std::uint64_t key, const std::function<void()>& feed,
   if (failed()) return;
   select();
   feed();
-  const auto found = graphs_.find(key);
-  if (found == graphs_.end()) {
+  ++replays_;
+  const auto found = recordings_.find(key);
+  if (found == recordings_.end()) {
     // Run once for real: it loads the kernels and sizes the scratch memory, which recording must not do.
     body();
     if (Status status = finish(); !status.ok()) return fail(std::move(status));
@@ -317,15 +318,33 @@ void CudaBackend::replay(std::uint64_t key, const std::function<void()>& feed,
     const bool made = ok(cudaGraphInstantiate(&executable, graph, 0), "instantiating the graph");
     cudaGraphDestroy(graph);
     if (!made) return;
-    if (graphs_.size() >= kGraphs) {
-      cudaGraphExecDestroy(graphs_.begin()->second);
-      graphs_.erase(graphs_.begin());
-    }
-    graphs_.emplace(key, executable);
+    make_room();
+    recordings_.emplace(key, Recording{.graph = executable, .used = replays_});
+    ++made_;
     return;  // this call has run already
   }
+  found->second.used = replays_;
   take_turn();
-  ok(cudaGraphLaunch(found->second, stream_.stream), "launching the graph");
+  ok(cudaGraphLaunch(found->second.graph, stream_.stream), "launching the graph");
+}
+
+void CudaBackend::keep_recordings() {
+  for (auto& [key, recording] : recordings_) recording.kept = true;
+}
+
+// Of the recordings that are not to be kept, the one that was not used for longest goes when there are too
+// many.
+void CudaBackend::make_room() {
+  auto oldest = recordings_.end();
+  int late = 0;
+  for (auto it = recordings_.begin(); it != recordings_.end(); ++it) {
+    if (it->second.kept) continue;
+    ++late;
+    if (oldest == recordings_.end() || it->second.used < oldest->second.used) oldest = it;
+  }
+  if (late < kLateRecordings) return;
+  cudaGraphExecDestroy(oldest->second.graph);
+  recordings_.erase(oldest);
 }
 
 void CudaBackend::do_letterbox(const Letterbox& op) { ok(cuda::letterbox(stream_, op), "letterbox"); }

@@ -46,6 +46,8 @@ class CudaBackend : public Backend {
   bool prefers_parts() const override { return half_; }
   void replay(std::uint64_t key, const std::function<void()>& feed,
               const std::function<void()>& body) override;
+  int recordings() const override { return made_; }
+  void keep_recordings() override;
   void mark(int i) override;
   double elapsed(int i, int j) override;
 
@@ -118,7 +120,15 @@ class CudaBackend : public Backend {
   cudaEvent_t staged_[2] = {};
   int* bad_ = nullptr;
   std::unordered_map<const void*, WeightLayout> layouts_;
-  std::map<std::uint64_t, cudaGraphExec_t> graphs_;
+  struct Recording {
+    cudaGraphExec_t graph = nullptr;
+    std::uint64_t used = 0;  // when, in calls of replay
+    bool kept = false;
+  };
+  void make_room();
+  std::map<std::uint64_t, Recording> recordings_;
+  std::uint64_t replays_ = 0;
+  int made_ = 0;
   cudaEvent_t marks_[kMarks] = {};
   bool recording_ = false;
   std::unordered_map<const float*, ShiftProducts> shift_products_;

@@ -49,6 +49,28 @@ TEST_P(Ops, ReplaysWhatItRecorded) {
   }
 }
 
+// Those that were there when it was told so stay; of the others only the last used do.
+TEST_P(Ops, KeepsTheRecordingsItWasToldTo) {
+  const Matrix x = device.put(normal(64, 5), 1, 64, DType::kF32), y = device.matrix(1, 64, DType::kF32);
+  const auto replay = [&](std::uint64_t key) {
+    const int before = device.b->recordings();
+    device.b->replay(
+        key, [] {}, [&] { device.b->scale_rows({.x = x, .y = y, .rows = {1}, .scale = 2}); });
+    const Status status = device.b->finish();
+    EXPECT_TRUE(status.ok()) << status.message();
+    return device.b->recordings() - before;
+  };
+  EXPECT_EQ(replay(1), 1);
+  EXPECT_EQ(replay(2), 1);
+  device.b->keep_recordings();
+  for (std::uint64_t key = 100; key < 140; ++key) {
+    EXPECT_EQ(replay(key), 1) << key;
+    EXPECT_EQ(replay(100), 0) << "used again and again, after key " << key;
+  }
+  for (const std::uint64_t key : {1, 2, 139, 120}) EXPECT_EQ(replay(key), 0) << key;
+  EXPECT_EQ(replay(101), 1) << "not used for longest";
+}
+
 // What a generated matrix is, is a matter of its bytes: those of weights/synth.h, here for one seed.
 TEST_P(Ops, GeneratesWhatTheHostWould) {
   ASSERT_TRUE(device.b->generates());
