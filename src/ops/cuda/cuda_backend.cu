@@ -65,11 +65,10 @@ Result<std::unique_ptr<CudaBackend>> CudaBackend::create(const std::string& prec
   for (cudaEvent_t& event : b->marks_) SF_RETURN_IF_ERROR(must(cudaEventCreate(&event), "cudaEventCreate"));
   SF_RETURN_IF_ERROR(must(cudaMalloc(&b->bad_, sizeof(int)), "cudaMalloc"));
   if (b->wgmma_ && path == CudaPath::kBest && expert_loop_fits()) {
-    constexpr std::size_t kWords = (kLoopRequests * kLoopCounters + 1) * 32;
-    SF_ASSIGN_OR_RETURN(void* counters, b->allocate(kWords * sizeof(unsigned)));
-    SF_ASSIGN_OR_RETURN(void* complaint, b->allocate_staging(4 * sizeof(unsigned)));
+    SF_ASSIGN_OR_RETURN(void* counters, b->allocate(kLoopCounterWords * sizeof(unsigned)));
+    SF_ASSIGN_OR_RETURN(void* stall, b->allocate_staging(sizeof(LoopStall)));
     b->loop_counters_ = static_cast<unsigned*>(counters);
-    b->loop_complaint_ = static_cast<unsigned*>(complaint);
+    b->loop_stall_ = static_cast<LoopStall*>(stall);
     b->loop_ = true;
   }
   return std::move(b);
@@ -279,15 +278,14 @@ Status CudaBackend::wait() {
   select();
   const std::unique_lock<std::mutex> turn = std::move(turn_);  // ends with this wait
   if (const cudaError_t e = cudaStreamSynchronize(stream_.stream); e != cudaSuccess) {
-    const unsigned* c = loop_complaint_;
-    if (c != nullptr && c[2] != 0)
+    if (loop_stall_ != nullptr && loop_stall_->wanted != 0)
       return cuda_error(
           e,
-          "the denoise loop stopped itself: its blocks have to run on the GPU all at once, and "
-          "some did not come for two seconds. Is another process using this GPU (MPS)? Load the "
-          "policy again, with the GPU to itself. Block " +
-              std::to_string(c[3]) + " saw " + std::to_string(c[1]) + " of " + std::to_string(c[2]) +
-              " arrivals at counter " + std::to_string(c[0]));
+          "the denoise loop stopped itself: its blocks have to run on the GPU all at once, and some did not "
+          "come "
+          "for two seconds. Is another process using this GPU (MPS)? Load the policy again, with the GPU to "
+          "itself. Of the loop is known: " +
+              describe(*loop_stall_, loop_launch_));
     return cuda_error(e, "kernels");
   }
   return {};
@@ -319,11 +317,12 @@ void CudaBackend::replay(std::uint64_t key, const std::function<void()>& feed,
     cudaGraphDestroy(graph);
     if (!made) return;
     make_room();
-    recordings_.emplace(key, Recording{.graph = executable, .used = replays_});
+    recordings_.emplace(key, Recording{.graph = executable, .loop = loop_launch_, .used = replays_});
     ++made_;
     return;  // this call has run already
   }
   found->second.used = replays_;
+  loop_launch_ = found->second.loop;
   take_turn();
   ok(cudaGraphLaunch(found->second.graph, stream_.stream), "launching the graph");
 }

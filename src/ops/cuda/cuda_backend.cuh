@@ -122,6 +122,7 @@ class CudaBackend : public Backend {
   std::unordered_map<const void*, WeightLayout> layouts_;
   struct Recording {
     cudaGraphExec_t graph = nullptr;
+    LoopLaunch loop;
     std::uint64_t used = 0;  // when, in calls of replay
     bool kept = false;
   };
@@ -134,9 +135,10 @@ class CudaBackend : public Backend {
   std::unordered_map<const float*, ShiftProducts> shift_products_;
   std::unique_lock<std::mutex> turn_;  // on the device, while a denoise loop may be on it
   unsigned* loop_counters_ = nullptr;
-  unsigned* loop_complaint_ = nullptr;  // on the host, written by the device
-  Scratch squares_, expert_rows_;       // the denoise loop's: sums of squares, rows between its products
-  Scratch partials_, rounded_;          // of sums that are split; inputs rounded to bf16
+  LoopStall* loop_stall_ = nullptr;  // on the host, written by the device
+  LoopLaunch loop_launch_;           // the last
+  Scratch squares_, expert_rows_;    // the denoise loop's: sums of squares, rows between its products
+  Scratch partials_, rounded_;       // of sums that are split; inputs rounded to bf16
 };
 
 }  // namespace servoflow::ops::cuda

@@ -94,13 +94,14 @@ void CudaBackend::run_loop(const DenoiseLoop& op, const float* shift) {
                   .attended = scaled + rows * (kExpertWidth + kAttended),
                   .hidden = scaled + rows * (kExpertWidth + 2 * kAttended),
                   .counters = loop_counters_,
-                  .complaint = loop_complaint_};
+                  .stall = loop_stall_};
   for (int layer = 0; layer < w.depth; ++layer) {
     const GemmaWeights& l = w.layers[layer];
     const auto at = [](const Weight& weight) { return static_cast<const __nv_bfloat16*>(weight.data); };
     loop.layers[layer] = {at(l.qkv), at(l.out), at(l.gate_up), at(l.down)};
   }
   if (!recording_) take_turn();
+  loop_launch_ = {.first = op.first, .steps = op.steps, .depth = w.depth, .rows = step.segments.max_rows};
   ok(expert_loop(stream_, loop), "denoise loop");
 }
 

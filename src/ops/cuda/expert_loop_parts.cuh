@@ -50,14 +50,16 @@ struct Barriers {
 };
 
 // Weights are dealt in groups of 16 packed rows.
-__device__ __forceinline__ bool has_qkv(int block) { return block % 3 != 2; }
+__host__ __device__ __forceinline__ bool has_qkv(int block) { return block % 3 != 2; }
 inline constexpr int kQkvBlocks = kLoopBlocks / 3 * 2;
 __device__ __forceinline__ int qkv_group(int block) { return (block / 3 * 2 + block % 3) * 2; }  // two of 160
 // Blocks of the first clusters have five groups where the others have four: of 64 of columns, of 512 of gate
 // and up.
 inline constexpr int kLargeClusters = 4, kLargeBlocks = kLargeClusters * kLoopRanks;
-__device__ __forceinline__ int gated_groups(int block) { return block < kLargeBlocks ? 5 : 4; }
-__device__ __forceinline__ int gated_group(int block) { return 4 * block + min(block, kLargeBlocks); }
+__host__ __device__ __forceinline__ int gated_groups(int block) { return block < kLargeBlocks ? 5 : 4; }
+__host__ __device__ __forceinline__ int gated_group(int block) {
+  return 4 * block + min(block, kLargeBlocks);
+}
 __device__ __forceinline__ int column_groups(int cluster) {
   return cluster < kLargeClusters ? 5 : 4;
 }  // of 64
@@ -65,8 +67,8 @@ __device__ __forceinline__ int column_group(int cluster) {
   return 4 * cluster + min(cluster, kLargeClusters);
 }
 // The ranks whose slice of 512 hidden features this block's lie in, and how many blocks a slice has.
-__device__ __forceinline__ int first_slice(int block) { return gated_group(block) / 64; }
-__device__ __forceinline__ int last_slice(int block) {
+__host__ __device__ __forceinline__ int first_slice(int block) { return gated_group(block) / 64; }
+__host__ __device__ __forceinline__ int last_slice(int block) {
   return (gated_group(block) + gated_groups(block) - 1) / 64;
 }
 
@@ -95,24 +97,27 @@ struct Ring {
 };
 static_assert(kChunkKeys * kKeyPitch <= 16896 && 64 * 128 * 2 <= 16896);
 
-// Counters of one request. One that a hundred blocks count on would make them wait for each other: there is
-// one for each rank, of the hidden rows one for each slice.
-enum Counter : int {
-  kEdges,
-  kColumns,
-  kQueries = kColumns + kLoopRanks,
-  kAttended = kQueries + kLoopRanks,
-  kHidden = kAttended + kLoopRanks
-};
-static_assert(kHidden + kLoopRanks == kLoopCounters);
 __device__ __forceinline__ unsigned* counter(const ExpertLoop& op, int request, int which) {
   return op.counters + (request * kLoopCounters + which) * 32;
 }
 __device__ __forceinline__ void count_one(unsigned* at) {
   asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(at) : "memory");
 }
-// Waits until a counter has reached `target`. After two seconds it leaves word of what it waited for and
-// stops the kernel.
+// Of all that wait in vain one thread says what there is to know and stops the kernel.
+__device__ __forceinline__ void give_up(const ExpertLoop& op, const unsigned* at, unsigned seen,
+                                        unsigned wanted) {
+  if (atomicExch(op.counters + (kLoopRequests * kLoopCounters + 1) * 32, 1u) != 0) return;
+  op.stall->block = blockIdx.x;
+  op.stall->counter = static_cast<unsigned>(at - op.counters) / 32;
+  op.stall->seen = seen;
+  op.stall->wanted = wanted;
+#pragma unroll 1
+  for (int i = 0; i < kLoopRequests * kLoopCounters; ++i) op.stall->counts[i] = __ldcg(op.counters + i * 32);
+  __threadfence_system();
+  // Not a trap: for one, the compiler gives up reallocating registers. Nothing lies at address 0.
+  asm volatile("st.global.u32 [%0], %1;" ::"l"(0ull), "r"(seen) : "memory");
+}
+// Waits until a counter has reached `target`, two seconds at most.
 __device__ __forceinline__ void wait_for_count(const ExpertLoop& op, const unsigned* at, unsigned target) {
   unsigned now;
   long long begin = 0;
@@ -123,15 +128,7 @@ __device__ __forceinline__ void wait_for_count(const ExpertLoop& op, const unsig
       long long time;
       asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(time));
       if (begin == 0) begin = time;
-      if (time - begin > 2000000000ll) {
-        op.complaint[0] = static_cast<unsigned>(at - op.counters) / 32;
-        op.complaint[1] = now;
-        op.complaint[2] = target;
-        op.complaint[3] = blockIdx.x;
-        __threadfence_system();
-        // Not a trap: for one, the compiler gives up reallocating registers. Nothing lies at address 0.
-        asm volatile("st.global.u32 [%0], %1;" ::"l"(0ull), "r"(now) : "memory");
-      }
+      if (time - begin > 2000000000ll) give_up(op, at, now, target);
     }
   }
 }
