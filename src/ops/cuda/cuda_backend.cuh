@@ -57,6 +57,11 @@ class CudaBackend : public Backend {
   void denoise_loop(const DenoiseLoop& op) override;
   void prepare_schedule(const ExpertWeights& w, const ModulationRow& modulation, int steps) override;
 
+  // For tests: the denoise loop's launch by another launcher, such as a copy of the kernel. False where this
+  // backend does not run the loop as one launch.
+  using LoopLauncher = cudaError_t (*)(const Stream&, const ExpertLoop&);
+  bool launch_loop_by(LoopLauncher launcher);
+
  protected:
   Status wait() override;
   void do_letterbox(const Letterbox& op) override;
@@ -137,8 +142,9 @@ class CudaBackend : public Backend {
   unsigned* loop_counters_ = nullptr;
   LoopStall* loop_stall_ = nullptr;  // on the host, written by the device
   LoopLaunch loop_launch_;           // the last
-  Scratch squares_, expert_rows_;    // the denoise loop's: sums of squares, rows between its products
-  Scratch partials_, rounded_;       // of sums that are split; inputs rounded to bf16
+  LoopLauncher loop_launcher_ = nullptr;
+  Scratch squares_, expert_rows_;  // the denoise loop's: sums of squares, rows between its products
+  Scratch partials_, rounded_;     // of sums that are split; inputs rounded to bf16
 };
 
 }  // namespace servoflow::ops::cuda

@@ -62,6 +62,11 @@ void CudaBackend::prepare_schedule(const ExpertWeights& w, const ModulationRow& 
     }
 }
 
+bool CudaBackend::launch_loop_by(LoopLauncher launcher) {
+  loop_launcher_ = launcher;
+  return loop_;
+}
+
 // Whether one launch can do it all. As above, the answer is the policy's and not one call's.
 bool CudaBackend::takes_loop(const DenoiseLoop& op) const {
   const Segments& s = op.step.segments;
@@ -102,7 +107,7 @@ void CudaBackend::run_loop(const DenoiseLoop& op, const float* shift) {
   }
   if (!recording_) take_turn();
   loop_launch_ = {.first = op.first, .steps = op.steps, .depth = w.depth, .rows = step.segments.max_rows};
-  ok(expert_loop(stream_, loop), "denoise loop");
+  ok((loop_launcher_ != nullptr ? loop_launcher_ : expert_loop)(stream_, loop), "denoise loop");
 }
 
 ExpertEdge CudaBackend::edge_of(const DenoiseLoop& op, float* squares, __nv_bfloat16* scaled) {
