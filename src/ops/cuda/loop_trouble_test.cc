@@ -25,6 +25,16 @@ std::unique_ptr<Backend> backend() {
   return std::move(*made);
 }
 
+// As little as there can be, for compute-sanitizer (`make sanitize-loop-gpu`).
+TEST(LoopTrouble, OneLayerOfOneStepUndisturbed) {
+  Device device(backend());
+  ExpertProblem problem(device, {.depth = 1, .steps = 1, .horizon = 10, .past = {48}});
+  const Result<std::vector<float>> first = problem.run(1), again = problem.run(1);
+  ASSERT_TRUE(first.ok() && again.ok()) << first.status().message() << again.status().message();
+  for (const float a : *first) EXPECT_TRUE(std::isfinite(a));
+  EXPECT_EQ(*first, *again);
+}
+
 TEST(LoopTrouble, AnySpeedsOfItsBlocksGiveTheSameBits) {
   Device device(backend());
   const std::vector<ExpertShape> shapes = {
