@@ -13,7 +13,6 @@
 #include "stages/denoise/denoise.h"
 #include "stages/prefix/prefix.h"
 #include "stages/vision/vision.h"
-#include "weights/manifest.h"
 
 namespace servoflow::policy {
 namespace {
@@ -21,21 +20,6 @@ namespace {
 using Clock = std::chrono::steady_clock;
 double milliseconds_since(Clock::time_point begin) {
   return std::chrono::duration<double, std::milli>(Clock::now() - begin).count();
-}
-
-// Parameters that go to the device: all but the token table where it is used in place, and what only the
-// prefix's unused output needs.
-std::uint64_t packed_parameters(const weights::Architecture& a, bool token_table) {
-  const std::string last = weights::kLanguagePrefix + ("layers." + std::to_string(a.prefix.depth - 1) + ".");
-  std::uint64_t total = 0;
-  for (const weights::TensorSpec& t : weights::manifest(a)) {
-    const bool dead = (t.name == weights::kTokenTable && !token_table) ||
-                      t.name == std::string(weights::kLanguagePrefix) + "norm.weight" ||
-                      t.name.starts_with(last + "mlp.") || t.name.starts_with(last + "post_") ||
-                      t.name == last + "self_attn.o_proj.weight";
-    if (!dead) total += static_cast<std::uint64_t>(t.shape.elements());
-  }
-  return total;
 }
 
 void use_the_wait(std::span<const NetworkRequest> requests) {

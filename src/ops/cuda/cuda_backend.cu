@@ -319,7 +319,9 @@ void CudaBackend::replay(std::uint64_t key, const std::function<void()>& feed,
     make_room();
     recordings_.emplace(key, Recording{.graph = executable, .loop = loop_launch_, .used = replays_});
     ++made_;
-    return;  // this call has run already
+    ok(cudaGraphUpload(executable, stream_.stream),
+       "uploading the graph");  // now, and not with its first launch
+    return;                     // this call has run already
   }
   found->second.used = replays_;
   loop_launch_ = found->second.loop;
