@@ -280,12 +280,10 @@ Status CudaBackend::wait() {
   if (const cudaError_t e = cudaStreamSynchronize(stream_.stream); e != cudaSuccess) {
     if (loop_stall_ != nullptr && loop_stall_->wanted != 0)
       return cuda_error(
-          e,
-          "the denoise loop stopped itself: its blocks have to run on the GPU all at once, and some did not "
-          "come "
-          "for two seconds. Is another process using this GPU (MPS)? Load the policy again, with the GPU to "
-          "itself. Of the loop is known: " +
-              describe(*loop_stall_, loop_launch_));
+          e, "the denoise loop stopped itself: " + describe(*loop_stall_, loop_launch_) +
+                 ". Its blocks have to run on the GPU all at once, and some did not come for two "
+                 "seconds. Is another process using this GPU (MPS)? Load the policy again, with the "
+                 "GPU to itself");
     return cuda_error(e, "kernels");
   }
   return {};
