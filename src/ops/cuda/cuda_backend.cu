@@ -93,8 +93,18 @@ CudaBackend::~CudaBackend() {
 void CudaBackend::select() const { cudaSetDevice(ordinal_); }
 
 bool CudaBackend::ok(cudaError_t error, const char* what) {
-  if (error != cudaSuccess) fail(cuda_error(error, what));
+  if (error != cudaSuccess) fail(explained(error, what));
   return error == cudaSuccess;
+}
+
+// An error of this call or of what ran before it; the loop says itself what stopped it.
+Status CudaBackend::explained(cudaError_t error, const char* what) const {
+  if (loop_stall_ == nullptr || loop_stall_->wanted == 0) return cuda_error(error, what);
+  return cuda_error(error,
+                    "the denoise loop stopped itself: " + describe(*loop_stall_, loop_launch_) +
+                        ". Its blocks have to run on the GPU all at once, and some did not come for two "
+                        "seconds. Is another process using this GPU (MPS)? Load the policy again, with the "
+                        "GPU to itself");
 }
 
 std::int64_t CudaBackend::pitch(int cols, DType) const {
@@ -277,16 +287,8 @@ void CudaBackend::take_turn() {
 Status CudaBackend::wait() {
   select();
   const std::unique_lock<std::mutex> turn = std::move(turn_);  // ends with this wait
-  if (const cudaError_t e = cudaStreamSynchronize(stream_.stream); e != cudaSuccess) {
-    if (loop_stall_ != nullptr && loop_stall_->wanted != 0)
-      return cuda_error(
-          e, "the denoise loop stopped itself: " + describe(*loop_stall_, loop_launch_) +
-                 ". Its blocks have to run on the GPU all at once, and some did not come for two "
-                 "seconds. Is another process using this GPU (MPS)? Load the policy again, with the "
-                 "GPU to itself");
-    return cuda_error(e, "kernels");
-  }
-  return {};
+  const cudaError_t e = cudaStreamSynchronize(stream_.stream);
+  return e == cudaSuccess ? Status() : explained(e, "kernels");
 }
 
 void CudaBackend::replay(std::uint64_t key, const std::function<void()>& feed,

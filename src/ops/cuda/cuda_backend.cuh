@@ -79,6 +79,7 @@ class CudaBackend : public Backend {
   CudaBackend() = default;
   void select() const;  // makes this backend's device the thread's
   bool ok(cudaError_t error, const char* what);
+  Status explained(cudaError_t error, const char* what) const;
   const WeightLayout* layout_of(const Weight& w);
   Product product_of(const Matrix& x, const Count& rows, const Weight& w);
   DeviceEpilogue epilogue_of(const Epilogue& e, const Matrix& y) const;
