@@ -87,7 +87,7 @@ Status NetworkImpl::open(std::shared_ptr<const weights::WeightSource> source,
   weights::Loader loader(*backend_, *source_, packed_parameters(arch_, raw_), options.progress);
   SF_ASSIGN_OR_RETURN(vision_, stages::Vision::load(loader, arch_));
   SF_ASSIGN_OR_RETURN(prefix_, stages::Prefix::load(loader, arch_));
-  SF_ASSIGN_OR_RETURN(denoise_, stages::Denoise::load(loader, arch_));
+  SF_ASSIGN_OR_RETURN(denoise_, stages::Denoise::load(loader, arch_, capacity_.batch));
   SF_ASSIGN_OR_RETURN(w_, plan_workspace(*backend_, arch_, capacity_));
   frame_pixels_.resize(static_cast<std::size_t>(w_.picture_count.capacity));
   SF_RETURN_IF_ERROR(denoise_.schedule(*backend_, arch_.default_steps).status());

@@ -17,6 +17,16 @@ __device__ __forceinline__ void store_matrix(std::uint32_t shared, std::uint32_t
                "r"(b), "r"(c), "r"(d)
                : "memory");
 }
+// Fragments of eight by eight, each transposed: a row of what lies there is a column of it.
+__device__ __forceinline__ void store_matrix_transposed(std::uint32_t shared, std::uint32_t a) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x1.trans.shared.b16 [%0], {%1};" ::"r"(shared), "r"(a) : "memory");
+}
+__device__ __forceinline__ void store_matrix_transposed(std::uint32_t shared, std::uint32_t a, std::uint32_t b,
+                                                        std::uint32_t c, std::uint32_t d) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(shared), "r"(a),
+               "r"(b), "r"(c), "r"(d)
+               : "memory");
+}
 __device__ __forceinline__ float4 load_shared(std::uint32_t shared) {
   float4 v;
   asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"

@@ -182,8 +182,8 @@ Result<Weight> CudaBackend::pack(std::span<const HostMatrix> parts, const PackOp
     w.rotated = parts[0].rows + parts[1].rows;
   }
   w.padded_n = static_cast<int>(round_up(static_cast<std::uint64_t>(rows), 128));
-  w.pitch = static_cast<std::int64_t>(round_up(static_cast<std::uint64_t>(w.k), 64));
   w.tiled = options.few_rows && w.tensor_core && clusters_;
+  w.pitch = static_cast<std::int64_t>(round_up(static_cast<std::uint64_t>(w.k), w.tiled ? 128 : 64));
   Weight out{.n = w.n,
              .k = w.k,
              .stored = w.f32 ? DType::kF32 : DType::kBF16,

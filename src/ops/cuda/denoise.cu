@@ -82,7 +82,7 @@ void CudaBackend::run_loop(const DenoiseLoop& op, const float* shift) {
   auto* squares = static_cast<float*>(
       scratch(squares_, static_cast<std::uint64_t>(step.rows.capacity) * kStatParts * sizeof(float)));
   auto* scaled = static_cast<__nv_bfloat16*>(scratch(
-      expert_rows_, static_cast<std::uint64_t>(rows) * (kExpertWidth + 2 * kAttended + kExpertMlp) * 2));
+      expert_rows_, static_cast<std::uint64_t>(rows) * (kExpertWidth + kAttended + kExpertMlp) * 2));
   if (failed()) return;
   ExpertLoop loop{.depth = w.depth,
                   .segments = step.segments,
@@ -95,9 +95,8 @@ void CudaBackend::run_loop(const DenoiseLoop& op, const float* shift) {
                   .first = op.first,
                   .steps = op.steps,
                   .edge = edge_of(op, squares, scaled),
-                  .q = scaled + rows * kExpertWidth,
-                  .attended = scaled + rows * (kExpertWidth + kAttended),
-                  .hidden = scaled + rows * (kExpertWidth + 2 * kAttended),
+                  .attended = scaled + rows * kExpertWidth,
+                  .hidden = scaled + rows * (kExpertWidth + kAttended),
                   .counters = loop_counters_,
                   .stall = loop_stall_};
   for (int layer = 0; layer < w.depth; ++layer) {

@@ -20,19 +20,25 @@ __host__ __device__ __forceinline__ std::int64_t tiled_at(int row, int k, std::i
   return (row / 8 * (width / 8) + k / 8) * 64 + row % 8 * 8 + k % 8;
 }
 
+// Element (row, k) of a weight of `rows` rows in the same tiles, 128 columns of all rows behind each other: what a block
+// needs of its rows at a time is one piece.
+__host__ __device__ __forceinline__ std::int64_t chunked_at(int row, int k, int rows) {
+  return (static_cast<std::int64_t>(k / 128) * (rows / 8) + row / 8) * 1024 + k % 128 / 8 * 64 + row % 8 * 8 + k % 8;
+}
+
 struct WeightLayout {
   RowOrder order = RowOrder::kAdjacent;
   int n = 0, k = 0;          // logical size; n counts gate and up
   int padded_n = 0;          // rows in memory, a multiple of 128; those beyond n are zero
-  std::int64_t pitch = 0;    // elements from row to row, a multiple of 64; those beyond k are zero
+  std::int64_t pitch = 0;    // elements from row to row, a multiple of 64 or, tiled, 128; those beyond k are zero
   int head_dim = 0;          // kRotated
   int rotated = 0;           // kRotated: features of all q and k heads
   bool f32 = false;          // element type: float32 or bf16
-  bool tiled = false;        // the order of tiled_at(), for the expert's kernels
+  bool tiled = false;        // the order of chunked_at(), for the expert's kernels
   bool tensor_core = false;  // taken by the tensor-core kernels: bf16, its input rounded to bf16
 
   __host__ __device__ __forceinline__ std::int64_t at(int row, int column) const {
-    return tiled ? tiled_at(row, column, pitch) : row * pitch + column;
+    return tiled ? chunked_at(row, column, padded_n) : row * pitch + column;
   }
 };
 

@@ -59,7 +59,7 @@ struct ExpertEdge {
   float* squares = nullptr;            // [rows, kStatParts], read by finish and written by begin
   const float* final_scale = nullptr;  // shift follows after the width
   const float* next_scale = nullptr;   // begin: of the first layer's norm
-  __nv_bfloat16* scaled = nullptr;     // [rows, width] in tiles
+  __nv_bfloat16* scaled = nullptr;     // [rows, width], where edge_row() is told
   float dt = 0;
   int actions_dim = 0;
   float *actions = nullptr, *velocity = nullptr;

@@ -10,7 +10,8 @@ __global__ void __launch_bounds__(kEdgeThreads) expert_edge_kernel(const __grid_
   release_successor();
   const int row = static_cast<int>(blockIdx.x);
   if (row >= valid(op.rows)) return;
-  edge_row(op, row, row, static_cast<int>(threadIdx.x), memory, [] { __syncthreads(); });
+  edge_row(op, row, [row](int column) { return tiled_at(row, column, kExpertWidth); },
+           static_cast<int>(threadIdx.x), memory, [] { __syncthreads(); });
 }
 
 }  // namespace

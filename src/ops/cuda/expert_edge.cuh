@@ -25,9 +25,9 @@ __device__ __forceinline__ float4 four_weights(const WeightLayout& w, const void
   return make_float4(low_of(v.x), high_of(v.x), low_of(v.y), high_of(v.y));
 }
 
-// All kEdgeThreads threads; `sync` is their barrier. `tiled_row`: the row's place in `scaled`.
-template <typename Sync>
-__device__ __forceinline__ void edge_row(const ExpertEdge& op, int row, int tiled_row, int thread,
+// All kEdgeThreads threads; `sync` is their barrier. `scaled_at`: where a column of this row lies in `scaled`.
+template <typename At, typename Sync>
+__device__ __forceinline__ void edge_row(const ExpertEdge& op, int row, const At& scaled_at, int thread,
                                          EdgeMemory& memory, const Sync& sync) {
   const int warp = thread / 32, lane = thread % 32;
   float *normed = memory.normed, *actions = memory.actions, *parts = memory.parts;
@@ -107,7 +107,7 @@ __device__ __forceinline__ void edge_row(const ExpertEdge& op, int row, int tile
   for (int i = 0; i < 4; ++i) squares += v[i] * v[i];
   const float4 scale = *reinterpret_cast<const float4*>(op.next_scale + 4 * thread);
   *reinterpret_cast<float4*>(x + 4 * thread) = make_float4(v[0], v[1], v[2], v[3]);
-  *reinterpret_cast<uint2*>(op.scaled + tiled_at(tiled_row, 4 * thread, kExpertWidth)) =
+  *reinterpret_cast<uint2*>(op.scaled + scaled_at(4 * thread)) =
       make_uint2(pack_bf16(v[0] * (1.0f + scale.x), v[1] * (1.0f + scale.y)),
                  pack_bf16(v[2] * (1.0f + scale.z), v[3] * (1.0f + scale.w)));
   squares = warp_sum(squares);

@@ -2,6 +2,11 @@
 #include "ops/cuda/expert_loop_attention.cuh"
 #include "ops/cuda/expert_loop_fetch.cuh"
 
+#ifdef SF_TIMELINE
+namespace servoflow::ops::cuda {
+void read_timeline(unsigned long long* to) { cudaMemcpyFromSymbol(to, g_timeline, sizeof(g_timeline)); }
+}
+#endif
 namespace servoflow::ops::cuda {
 namespace {
 
@@ -27,6 +32,7 @@ __global__ void SF_CLUSTER(kLoopRanks) __launch_bounds__(kThreads, 1)
     barrier_init(barriers.inverse(), 1);
     barrier_init(barriers.done(), 1);
     barrier_init(barriers.received(), 1);
+    barrier_init(barriers.queries(), 1);
     barrier_init(barriers.may_send(), kLoopRanks);
     barriers_ready();
   }
@@ -52,6 +58,8 @@ __global__ void SF_CLUSTER(kLoopRanks) __launch_bounds__(kThreads, 1)
       fetcher.weights();
     } else if (thread < kCompute + 64) {
       fetcher.rows(reinterpret_cast<float*>(shared + kInverse));
+    } else {
+      fetcher.keys(thread < kCompute + 96 ? 0 : 1);
     }
   } else {
     asm volatile("setmaxnreg.inc.sync.aligned.u32 224;");

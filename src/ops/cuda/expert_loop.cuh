@@ -22,9 +22,15 @@ __host__ __device__ __forceinline__ int share_of_rank(int keys) {
   return (keys + kLoopRanks - 1) / kLoopRanks;
 }
 
+// Element (row, k) of a request's rows between tasks: 256 columns of all rows behind each other, in them groups of eight
+// rows in tiles of 8 x 8, so that what a block fetches at a time is one piece.
+__device__ __forceinline__ int loop_at(int row, int k) {
+  return (k / 256 * (kLoopRows / 8) + row / 8) * 2048 + k % 256 / 8 * 64 + row % 8 * 8 + k % 8;
+}
+
 struct ExpertLoop {
   struct Layer {
-    const __nv_bfloat16 *qkv, *out, *gate_up, *down;  // in tiles (tiled_at)
+    const __nv_bfloat16 *qkv, *out, *gate_up, *down;  // in tiles (chunked_at)
   };
   Layer layers[kLoopLayers];
   int depth = 0;
@@ -37,8 +43,7 @@ struct ExpertLoop {
   const float* shift = nullptr;  // the shifts' products: [steps][depth][qkv | gate and up]
   int first = 0, steps = 0;
   ExpertEdge edge;  // squares and residual are the loop's, too
-  // Rows between tasks: `groups` times kLoopRows rows, in tiles.
-  __nv_bfloat16* q = nullptr;  // [rows][heads][head_dim], not in tiles
+  // Rows between tasks: kLoopRows of each request, in the order of loop_at().
   __nv_bfloat16 *attended = nullptr, *hidden = nullptr;
   // [requests][kLoopCounters][32], 128 bytes apart, and two more: of blocks that are through, of threads that
   // gave up. All zero between launches.

@@ -15,7 +15,7 @@ struct Computer {
   int requests, block, cluster, rank, thread;
   Ring ring;
   std::uint32_t rows_parity = 0;  // a bit for each part
-  std::uint32_t inverse_parity = 0, received_parity = 0, send_parity = 0;
+  std::uint32_t inverse_parity = 0, received_parity = 0, send_parity = 0, queries_parity = 0;
   int warp, lane, warpgroup, row,
       quad;  // row: of 64, the thread's first; quad: its columns are 2 quad and the next
 
@@ -60,47 +60,58 @@ struct Computer {
     if (lane < arrivals) barrier_arrive(barriers.empty(slot));
   }
   // A count waits behind the copies that are under way, so that the last chunk goes back after it.
-  int held = -1;
+  int held = -1, held_arrivals = 0;
+  int turn_ = 0, task_ = 0;
   // The end of a task: what it wrote is counted, and its part of shared memory is free.
   __device__ __forceinline__ void finish(unsigned* first, unsigned* second = nullptr) {
+    SF_STAMP(task_, 5);
     fence_async();
     compute_sync();
     if (thread == 32) barrier_arrive(barriers.done());
     if (thread == 0 && first != nullptr) count_one(first);
     if (thread == 64 && second != nullptr) count_one(second);
+    SF_STAMP(task_, 6);
     __syncwarp();
-    if (held >= 0) give_back(held, 2);
+    if (held >= 0) give_back(held, held_arrivals);
     held = -1;
   }
 
-  // sum += rows · weightsᵀ over this warpgroup's chunks. Loops stay loops: code that does not fit the
-  // instruction cache costs more than they do.
-  template <int kN, int kDepth>
-  __device__ __forceinline__ void multiply(float (&sum)[kN / 2], int chunks) {
-    const std::uint32_t group_bytes = static_cast<std::uint32_t>(chunks) * kDepth * 16;
-    Ring at = ring.ahead(warpgroup);
+  // sum += rows · weightsᵀ over this warpgroup's part of the depth: every other chunk, or half of each (kHalves), which
+  // is slower where chunks wait for each other and faster where there are many. `piece`: from 128 columns of a chunk's
+  // weights to the next, in 16 bytes. Loops stay loops: code that does not
+  // fit the instruction cache costs more than they do.
+  template <int kN, int kDepth, bool kHalves>
+  __device__ __forceinline__ void multiply(float (&sum)[kN / 2], int chunks, std::uint64_t piece = 0) {
+    constexpr int kStride = kHalves ? 1 : 2, kPart = kHalves ? kDepth / 2 : kDepth;
+    const std::uint32_t offset = kHalves ? static_cast<std::uint32_t>(warpgroup * kPart * 16) : 0;
+    Ring at = kHalves ? ring : ring.ahead(warpgroup);
     int previous = 0;
 #pragma unroll 1
-    for (int c = 0; c < chunks / 2; ++c) {
-      const int chunk = 2 * c + warpgroup;
+    for (int c = 0; c < chunks / kStride; ++c) {
+      const int chunk = kHalves ? c : 2 * c + warpgroup;
       wait_rows(chunk * kDepth / 256);
       barrier_wait(barriers.full(at.slot), at.parity);
+      if (c == 0) SF_STAMP(task_, 1);
       const std::uint64_t a =
-          core_descriptor(base + static_cast<std::uint32_t>(chunk) * kDepth * 16, group_bytes);
-      const std::uint64_t b = core_descriptor(base + at.at(), kDepth * 16);
+          core_descriptor(base + static_cast<std::uint32_t>(chunk * kDepth / 256 * kPartBytes +
+                                                            chunk * kDepth % 256 * 16) + offset,
+                          kGroupBytes);
+      const std::uint64_t b = core_descriptor(base + at.at() + offset, 128 * 16);
       wgmma_fence();
 #pragma unroll
-      for (int k = 0; k < kDepth / 16; ++k) wgmma<kN>(sum, a + 16 * k, b + 16 * k);
+      for (int k = 0; k < kPart / 16; ++k) wgmma<kN>(sum, a + 16 * k, b + k / 8 * piece + 16 * (k % 8));
       wgmma_commit();
       if (c > 0) {
         wgmma_wait<1>();
-        give_back(previous, 2);
+        give_back(previous, kStride);
       }
       previous = at.slot;
-      at.advance(2);
+      at.advance(kStride);
     }
     wgmma_wait<0>();
+    SF_STAMP(task_, 2);
     held = previous;
+    held_arrivals = kHalves ? 1 : 2;
     ring.advance(chunks);
   }
 
@@ -113,13 +124,14 @@ struct Computer {
     float pair[kFirst][2][4];  // [group][row][first 0, second 0, first 1, second 1]
     int group0;
   };
-  template <int kN>
-  __device__ __forceinline__ void add_up(const float (&sum)[kN / 2], Ended<kN>& out) {
+  template <int kN, typename Between>
+  __device__ __forceinline__ void add_up(const float (&sum)[kN / 2], Ended<kN>& out, const Between& between) {
     constexpr int kGroups = Ended<kN>::kGroups, kFirst = Ended<kN>::kFirst;
     auto* handed = reinterpret_cast<float4*>(shared + kHandedAt);
     const int t = thread % 128;
     out.group0 = warpgroup == 0 ? 0 : kFirst;
     compute_sync();  // nobody reads the rows any more
+    between();
     const auto tile = [&](int i) {
       return make_float4(sum[4 * i], sum[4 * i + 1], sum[4 * i + 2], sum[4 * i + 3]);
     };
@@ -157,10 +169,15 @@ struct Computer {
     inverse[1] = all[row + 8];
   }
 
-  // ---- q, k and v, rotated, to where the attention reads them
-  __device__ __forceinline__ void qkv(const Request& r, int request, int step, int layer) {
+  // ---- q, k and v of 16 packed rows per warpgroup, rotated: four neighbouring columns, of rows `row` and `row` + 8.
+  // `between`: what is to be done once the task's rows are no longer read.
+  template <typename Between>
+  __device__ __forceinline__ void qkv(const Request& r, int step, int layer, uint2 (&out)[2],
+                                      const Between& between) {
     forget();
-    const int group = qkv_group(block) + warpgroup, head = group / 16, i0 = group % 16 * 8 + 2 * quad;
+    // The second warpgroup of a block with one group ends it, too, and nobody takes it.
+    const int group = qkv_group(block) + (has_head(block) ? warpgroup : 0), head = group / 16,
+              i0 = group % 16 * 8 + 2 * quad;
     const bool rotates = head <= kExpertHeads;
     float4 shifts;  // first 0, second 0, first 1, second 1
     {
@@ -191,35 +208,78 @@ struct Computer {
       take(sine[e]);
     }
     float sum[16] = {};
-    multiply<32, 256>(sum, 4);
+    multiply<32, 256, false>(sum, kQkvChunks, has_head(block) ? 4 * 128 : 2 * 128);
     rows_parity ^= 15;
     Ended<32> ended;
-    add_up<32>(sum, ended);
+    add_up<32>(sum, ended, between);
+    SF_STAMP(0, 3);
     float inverse[2];
     wait_inverse(inverse);
 #pragma unroll
     for (int e = 0; e < 2; ++e) {
-      const int token = row + 8 * e;
-      if (token >= r.s.rows) break;
       const float(&v)[4] = ended.pair[0][e];
       const float a0 = v[0] * inverse[e] + shifts.x, b0 = v[1] * inverse[e] + shifts.y;
       const float a1 = v[2] * inverse[e] + shifts.z, b1 = v[3] * inverse[e] + shifts.w;
       const float2 p = turned(a0, b0, make_float2(cosine[e].x, sine[e].x));
       const float2 q = turned(a1, b1, make_float2(cosine[e].y, sine[e].y));
-      const uint2 out = make_uint2(pack_bf16(p.x, p.y), pack_bf16(q.x, q.y));
-      __nv_bfloat16* to;
-      if (head < kExpertHeads) {
-        to = op.q + ((static_cast<std::int64_t>(request) * kLoopRows + token) * kExpertHeads + head) *
-                        kExpertHeadDim;
-      } else {
-        to = reinterpret_cast<__nv_bfloat16*>(static_cast<char*>(head == kExpertHeads ? op.qkv.k : op.qkv.v) +
-                                              layer * op.layer_bytes) +
-             op.qkv.cache_row(r.s.slot, 0, r.s.past + token);
-      }
-      *reinterpret_cast<uint2*>(to + 2 * i0) = out;
+      out[e] = make_uint2(pack_bf16(p.x, p.y), pack_bf16(q.x, q.y));
     }
-    finish(counter(op, request, kQueries + rank));
   }
+  __device__ __forceinline__ void keys_and_values(const Request& r, int request, int step, int layer) {
+    uint2 out[2];
+    qkv(r, step, layer, out, [] {});
+    const int group = key_group(block), column = group % (kKeyGroups / 2) * 16 + 4 * quad;
+    if (warpgroup == 0) {
+      auto* to = reinterpret_cast<__nv_bfloat16*>(
+                     static_cast<char*>(group < kKeyGroups / 2 ? op.qkv.k : op.qkv.v) + layer * op.layer_bytes) +
+                 op.qkv.cache_row(r.s.slot, 0, r.s.past) + column;
+#pragma unroll
+      for (int e = 0; e < 2; ++e)
+        if (row + 8 * e < r.s.rows) *reinterpret_cast<uint2*>(to + (row + 8 * e) * kExpertHeadDim) = out[e];
+    }
+    finish(counter(op, request, kKeys + group % kLoopRanks));
+  }
+  // Queries go to every block of the cluster, as the rows of a product. Behind them this block's rows are free for the
+  // suffix's keys and values, and for what the cluster sends.
+  __device__ __forceinline__ void queries(const Request& r, int step, int layer) {
+    uint2 out[2];
+    qkv(r, step, layer, out, [&] {
+      announce(kLoopRanks * (64 * (16 * pairs_of_groups(r) + (r.groups == 7 ? 8 : 0)) + 64 * r.groups));
+      if (thread == 0)
+        barrier_expect(barriers.queries(), static_cast<std::uint32_t>(r.s.rows * kExpertHeadDim * 2));
+      if (thread / 64 == 1) reinterpret_cast<int*>(shared + kMaximaAt)[thread % 64] = ordered(kLeast);
+      fence_async();
+      if (thread == 32) barrier_arrive(barriers.done());
+    });
+    if (held >= 0) give_back(held, held_arrivals);
+    held = -1;
+    // Two threads that have halves of the same eight columns exchange: one then has them of `row`, one of `row` + 8.
+    const bool odd = quad % 2 == 1;
+    const uint2 mine = odd ? out[1] : out[0];
+    uint2 other = odd ? out[0] : out[1];
+    other.x = __shfl_xor_sync(~0u, other.x, 1);
+    other.y = __shfl_xor_sync(~0u, other.y, 1);
+    const int token = row + (odd ? 8 : 0);
+    wait_until_all_may_send();
+    if (token < r.s.rows) {
+      const std::uint32_t place = kQueriesAt + token / 8 * kQueryGroup + token % 8 * 16 +
+                                  ((2 * rank + warpgroup) * 2 + quad / 2) * 128;
+#pragma unroll 1
+      for (int i = 0; i < kLoopRanks; ++i) {
+        const std::uint32_t remote = in_rank(base, (rank + i) % kLoopRanks);
+        send_quad(remote + place, remote + (barriers.queries() - base), odd ? other.x : mine.x,
+                  odd ? other.y : mine.y, odd ? mine.x : other.x, odd ? mine.y : other.y);
+      }
+    }
+  }
+  // Groups of eight rows that are sent two by two; the seventh goes alone.
+  static __device__ __forceinline__ int pairs_of_groups(const Request& r) { return min(r.groups + 1, 7) / 2; }
+  // Integers in the order of the numbers, and back.
+  static __device__ __forceinline__ int ordered(float v) {
+    const int i = __float_as_int(v);
+    return i >= 0 ? i : i ^ 0x7FFFFFFF;
+  }
+  static __device__ __forceinline__ float number(int i) { return __int_as_float(i >= 0 ? i : i ^ 0x7FFFFFFF); }
 
   // ---- gate and up
   __device__ __forceinline__ void gate_up(const Request& r, int request, int step, int layer) {
@@ -241,10 +301,11 @@ struct Computer {
       take(up_shift[i]);
     }
     float sum[kN / 2] = {};
-    multiply<kN, 128>(sum, 8);
+    multiply<kN, 128, true>(sum, kGatedChunks);
     rows_parity ^= 15;
     Ended<kN> ended;
-    add_up<kN>(sum, ended);
+    add_up<kN>(sum, ended, [] {});
+    SF_STAMP(task_, 3);
     float inverse[2];
     wait_inverse(inverse);
     __nv_bfloat16* hidden = op.hidden + static_cast<std::int64_t>(request) * kLoopRows * kExpertMlp;
@@ -259,8 +320,8 @@ struct Computer {
           const float b = gelu(v[2] * inverse[e] + gate_shift[i].y) * (v[3] * inverse[e] + up_shift[i].y);
           if (token < r.s.rows)
             *reinterpret_cast<std::uint32_t*>(
-                hidden + tiled_at(token, 8 * (gated_group(block) + ended.group0 + i) + 2 * quad,
-                                  kExpertMlp)) = pack_bf16(a, b);
+                hidden + loop_at(token, 8 * (gated_group(block) + ended.group0 + i) + 2 * quad)) =
+                pack_bf16(a, b);
         }
     const int first = first_slice(block), last = last_slice(block);
     finish(counter(op, request, kHidden + first),
@@ -296,15 +357,16 @@ struct Computer {
     take(factor);
     take(scale);
     float sum[kN / 2] = {};
-    multiply<kN, 128>(sum, chunks);
-    rows_parity ^= chunks == 2 ? 1 : 3;
+    multiply<kN, 128, false>(sum, chunks);
+    rows_parity ^= chunks == kOutChunks ? 1 : 3;
     const int token = 8 * rank + warp;
     float* residual = op.edge.residual + (r.s.row_begin + token) * op.edge.residual_pitch + column;
     float4 x = {};
     if (ends)
       x = __ldcg(reinterpret_cast<const float4*>(residual));  // on its way while the sums are added up
     Ended<kN> ended;
-    add_up<kN>(sum, ended);
+    add_up<kN>(sum, ended, [] {});
+    SF_STAMP(task_, 3);
     wait_until_all_may_send();
 #pragma unroll
     for (int e = 0; e < 2; ++e) {
@@ -324,6 +386,7 @@ struct Computer {
     }
     if (owns) {
       barrier_wait_cluster(barriers.received(), received_parity);
+      SF_STAMP(task_, 4);
       received_parity ^= 1;
       float square = 0;
       if (ends) {
@@ -346,7 +409,7 @@ struct Computer {
         if (next_scale != nullptr)
           *reinterpret_cast<uint2*>(op.edge.scaled +
                                     static_cast<std::int64_t>(request) * kLoopRows * kExpertWidth +
-                                    tiled_at(token, column, kExpertWidth)) =
+                                    loop_at(token, column)) =
               make_uint2(pack_bf16(x.x * (1.0f + scale.x), x.y * (1.0f + scale.y)),
                          pack_bf16(x.z * (1.0f + scale.z), x.w * (1.0f + scale.w)));
       }
@@ -357,8 +420,8 @@ struct Computer {
     finish(owns ? counter(op, request, kColumns + rank) : nullptr);
   }
 
-  // ---- softmax(q kᵀ scale) v of 32 (row, head) pairs over this rank's keys; the ranks' results meet, each
-  // ends 32 columns
+  // ---- softmax(q kᵀ scale) v of the cluster's head over this rank's keys; the ranks' results meet, each ends 32
+  // columns
   __device__ __forceinline__ void attention(const Request& r, int request);
 
   // ---- between steps: a row per block
@@ -382,7 +445,9 @@ struct Computer {
         compute_sync();
       }
       for (int token = first; token < s.rows; token += kLoopBlocks) {
-        edge_row(e, s.row_begin + token, i * kLoopRows + token, thread, memory, [] { compute_sync(); });
+        edge_row(e, s.row_begin + token,
+                 [at = i * kLoopRows * kExpertWidth, token](int k) { return at + loop_at(token, k); }, thread, memory,
+                 [] { compute_sync(); });
         fence_async();
         compute_sync();
         if (thread == 0) count_one(counter(op, i, kEdges));
@@ -399,22 +464,30 @@ struct Computer {
       if (step == op.first + op.steps) break;
 #pragma unroll 1
       for (int layer = 0; layer < op.depth; ++layer) {
-        if (has_qkv(block))
+        turn_ = (step - op.first) * op.depth + layer; task_ = 0; SF_STAMP(0, 0);
+        if (has_head(block)) {
 #pragma unroll 1
-          for (int i = 0; i < requests; ++i) qkv(request(i), i, step, layer);
+          for (int i = 0; i < requests; ++i) {
+            queries(request(i), step, layer);
+            task_ = 1; SF_STAMP(1, 0);
+            attention(request(i), i);
+          }
+        } else if (has_qkv(block)) {
 #pragma unroll 1
-        for (int i = 0; i < requests; ++i)
-          if (const Request r = request(i); cluster < r.tiles) attention(r, i);
+          for (int i = 0; i < requests; ++i) keys_and_values(request(i), i, step, layer);
+        }
 #pragma unroll 1
         for (int half = 0; half < 2; ++half) {
           const int site = 2 * layer + half;
           const float* gate = modulation(step, site) + 2 * kExpertWidth;
           const float* next = site + 1 < 2 * op.depth ? modulation(step, site + 1) : nullptr;
+          if (half == 1) { task_ = 3; SF_STAMP(3, 0); }
           if (half == 1)
 #pragma unroll 1
             for (int i = 0; i < requests; ++i) gate_up(request(i), i, step, layer);
+          task_ = half == 0 ? 2 : 4; SF_STAMP(task_, 0);
 #pragma unroll 1
-          for (int i = 0; i < requests; ++i) into_rows(half == 0 ? 2 : 4, request(i), i, gate, next);
+          for (int i = 0; i < requests; ++i) into_rows(half == 0 ? kOutChunks : kDownChunks, request(i), i, gate, next);
         }
       }
     }

@@ -1,5 +1,5 @@
-// The two warps of the loop that fetch: one the weights, keys and values of all tasks to come, as far ahead
-// as the ring has room; one the rows of the next task as soon as whoever makes them has counted.
+// The warps of the loop that fetch: one the weights of all tasks to come, one the prefix's keys and one its values, as far
+// ahead as the ring has room; one the rows of the next task as soon as whoever makes them has counted.
 #pragma once
 
 #include "ops/cuda/expert_loop_parts.cuh"
@@ -17,18 +17,36 @@ struct Fetcher {
   __device__ __forceinline__ Request request(int i) const { return Request(segments[i]); }
 
   // ---- weights, keys and values
-  // `chunks` chunks of `depth` columns from `depth0`, of `tiles` tiles of eight weight rows from tile `tile0`
-  // of [rows, width].
-  __device__ __forceinline__ void fetch_weights(const __nv_bfloat16* weight, int tile0, int tiles, int width,
-                                                int depth0, int depth, int chunks, std::uint64_t policy) {
-    const __nv_bfloat16* from = weight + static_cast<std::int64_t>(tile0 + lane) * width * 8 + depth0 * 8;
+  // Chunks that another warp fetches. Each is waited for, as a barrier tells a phase from the next and no more.
+  __device__ __forceinline__ void pass(int chunks) {
 #pragma unroll 1
-    for (int c = 0; c < chunks; ++c, from += depth * 8) {
+    for (int c = 0; c < chunks; ++c) {
+      barrier_wait(barriers.empty(ring.slot), ring.parity ^ 1);
+      ring.advance(1);
+    }
+  }
+  // `chunks` chunks of `pieces` times 128 columns from column `depth0`, of `tiles` tiles of eight weight rows from tile
+  // `tile0` of `all`.
+  __device__ __forceinline__ void fetch_weights(const __nv_bfloat16* weight, int tile0, int tiles, int all,
+                                                int depth0, int pieces, int chunks, std::uint64_t policy) {
+    const __nv_bfloat16* from = weight + (static_cast<std::int64_t>(depth0 / 128) * all + tile0) * 1024;
+    const int bytes = tiles * 2048;
+#pragma unroll 1
+    for (int c = 0; c < chunks; ++c) {
       const std::uint32_t full = barriers.full(ring.slot);
       barrier_wait(barriers.empty(ring.slot), ring.parity ^ 1);
-      if (lane == 0) barrier_expect(full, static_cast<std::uint32_t>(tiles * depth * 16));
+#ifdef SF_NO_WEIGHTS
+      if (lane == 0) barrier_arrive(full);
+#else
+      if (lane == 0) {
+        barrier_expect(full, static_cast<std::uint32_t>(pieces * bytes));
+#pragma unroll 1
+        for (int p = 0; p < pieces; ++p)
+          bulk_load(base + ring.at() + p * bytes, from + static_cast<std::int64_t>(p) * all * 1024, bytes, full, policy);
+      }
       __syncwarp();
-      if (lane < tiles) bulk_load(base + ring.at() + lane * depth * 16, from, depth * 16, full, policy);
+#endif
+      from += static_cast<std::int64_t>(pieces) * all * 1024;
       ring.advance(1);
     }
   }
@@ -54,52 +72,52 @@ struct Fetcher {
   }
 
   __device__ __forceinline__ void weights() {
-    std::uint64_t once, often;
+    std::uint64_t once;
     asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(once));
-    asm volatile("createpolicy.fractional.L2::evict_last.b64 %0, 1.0;" : "=l"(often));
     const int columns = 2 * column_group(cluster), column_tiles = 2 * column_groups(cluster);
-    constexpr int kAttention = 1, kTasks = 5;
-    bool ready = false;
+    constexpr int kAttended = kExpertHeads * kExpertHeadDim;
 #pragma unroll 1
     for (int turn = 0; turn < op.steps * op.depth; ++turn) {
-      const int layer = turn % op.depth;
-      const ExpertLoop::Layer& l = op.layers[layer];
-#pragma unroll 1
-      for (int task = 0; task < kTasks; ++task) {
-        if (task == kAttention && !ready) {  // keys and values come from the kernels before this one
-          wait_for_inputs();
-          fence_async_global();
-          ready = true;
-        }
-        const __nv_bfloat16* weight = l.qkv;
-        int tile0 = 2 * qkv_group(block), tiles = has_qkv(block) ? 4 : 0, width = kExpertWidth, depth0 = 0,
-            depth = 256, chunks = 4;
-        if (task > kAttention) {
-          weight = task == 2 ? l.out : task == 3 ? l.gate_up : l.down;
-          depth = 128;
-          tile0 = task == 3 ? 2 * gated_group(block) : columns;
-          tiles = task == 3 ? 2 * gated_groups(block) : column_tiles;
-          if (task != 3) {
-            width = task == 2 ? kExpertHeads * kExpertHeadDim : kExpertMlp;
-            depth0 = width / kLoopRanks * rank;
-          }
-          chunks = task == 2 ? 2 : task == 3 ? 8 : 4;
-        }
-        if (task != kAttention && tiles == 0) continue;
+      const ExpertLoop::Layer& l = op.layers[turn % op.depth];
+      if (has_qkv(block))
 #pragma unroll 1
         for (int i = 0; i < requests; ++i) {
-          if (task != kAttention) {
-            fetch_weights(weight, tile0, tiles, width, depth0, depth, chunks, once);
-            continue;
-          }
-          const Request r = request(i);
-          if (cluster >= r.tiles) continue;
-#pragma unroll 1
-          for (int c = 0; c < 2 * r.chunks; ++c)
-            fetch_keys(static_cast<const char*>(c < r.chunks ? op.qkv.k : op.qkv.v) + layer * op.layer_bytes,
-                       r, c < r.chunks ? c : c - r.chunks, often);
+          fetch_weights(l.qkv, 2 * qkv_group(block), has_head(block) ? 4 : 2, kExpertQkv / 8, 0, 2, kQkvChunks, once);
+          if (has_head(block)) pass(2 * request(i).chunks);
         }
+#pragma unroll 1
+      for (int task = 0; task < 3; ++task) {  // out, gate and up, down
+        const bool gated = task == 1;
+        const int width = task == 0 ? kAttended : kExpertMlp;
+#pragma unroll 1
+        for (int i = 0; i < requests; ++i)
+          fetch_weights(task == 0 ? l.out : gated ? l.gate_up : l.down,
+                        gated ? 2 * gated_group(block) : columns,
+                        gated ? 2 * gated_groups(block) : column_tiles, gated ? 2 * kExpertMlp / 8 : kExpertWidth / 8,
+                        gated ? 0 : width / kLoopRanks * rank, 1,
+                        task == 0 ? kOutChunks : gated ? kGatedChunks : kDownChunks, once);
       }
+    }
+  }
+  // Keys (side 0) or values of the prefix, by a warp each: a copy for each row takes its time.
+  __device__ __forceinline__ void keys(int side) {
+    if (!has_head(block)) return;
+    std::uint64_t often;
+    asm volatile("createpolicy.fractional.L2::evict_last.b64 %0, 1.0;" : "=l"(often));
+    wait_for_inputs();  // they come from the kernels before this one
+    fence_async_global();
+#pragma unroll 1
+    for (int turn = 0; turn < op.steps * op.depth; ++turn) {
+      const char* layer = static_cast<const char*>(side == 0 ? op.qkv.k : op.qkv.v) + turn % op.depth * op.layer_bytes;
+#pragma unroll 1
+      for (int i = 0; i < requests; ++i) {
+        const Request r = request(i);
+        pass(kQkvChunks + side * r.chunks);
+#pragma unroll 1
+        for (int c = 0; c < r.chunks; ++c) fetch_keys(layer, r, c, often);
+        pass((1 - side) * r.chunks);
+      }
+      pass(requests * (kOutChunks + kGatedChunks + kDownChunks));
     }
   }
 
@@ -115,16 +133,12 @@ struct Fetcher {
     __syncwarp();
     fence_async_global();
   }
-  // `parts` parts of 256 columns each from column `first` of a matrix in tiles of this width.
-  __device__ __forceinline__ void fetch_rows(const __nv_bfloat16* from, int width, int first, int parts,
-                                             int groups) const {
-    constexpr int kBytes = 256 * 16;
-    const int part = lane / groups, group = lane % groups;
-    if (part >= parts) return;
-    if (group == 0) barrier_expect(barriers.rows(part), static_cast<std::uint32_t>(groups * kBytes));
-    bulk_load(base + (group * parts + part) * kBytes,
-              from + static_cast<std::int64_t>(group) * width * 8 + (first + part * 256) * 8, kBytes,
-              barriers.rows(part));
+  // `parts` parts of 256 columns each.
+  __device__ __forceinline__ void fetch_rows(const __nv_bfloat16* from, int parts, int groups) const {
+    if (lane >= parts) return;
+    const int bytes = groups * kGroupBytes;
+    barrier_expect(barriers.rows(lane), static_cast<std::uint32_t>(bytes));
+    bulk_load(base + lane * kPartBytes, from + lane * (kPartBytes / 2), bytes, barriers.rows(lane));
   }
   __device__ __forceinline__ void inverses(const Request& r, float* to) const {
 #pragma unroll 1
@@ -153,7 +167,7 @@ struct Fetcher {
     for (int b = lane; b < kLoopBlocks; b += 32)
       blocks_of_slice += first_slice(b) <= rank && rank <= last_slice(b);
     blocks_of_slice = __reduce_add_sync(~0u, blocks_of_slice);
-    constexpr int kAttention = 1, kGateUp = 3, kTasks = 5;
+    constexpr int kOut = 1, kGateUp = 2, kDown = 3, kTasks = 4;
 #pragma unroll 1
     for (int turn = 0; turn < op.steps * op.depth; ++turn) {
       const int step = turn / op.depth, layer = turn % op.depth;
@@ -162,18 +176,14 @@ struct Fetcher {
 #pragma unroll 1
         for (int i = 0; i < requests; ++i) {
           const Request r = request(i);
-          if (task == 0 ? !has_qkv(block) : task == kAttention && cluster >= r.tiles) continue;
+          if (task == 0 && !has_qkv(block)) continue;
           int which = kColumns, counters = r.groups;
           unsigned target = static_cast<unsigned>(kLoopClusters * (2 * turn + (task == kGateUp)));
-          if (task == kAttention) {
-            which = kQueries;
-            counters = kLoopRanks;
-            target = static_cast<unsigned>(kQkvBlocks / kLoopRanks * (turn + 1));
-          } else if (task == 2) {
-            which = kAttended;
-            counters = kLoopRanks;
-            target = static_cast<unsigned>(r.tiles * (turn + 1));
-          } else if (task == 4) {
+          if (task == kOut) {
+            which = kAttended + rank;
+            counters = 1;
+            target = static_cast<unsigned>(kLoopRanks * (turn + 1));
+          } else if (task == kDown) {
             which = kHidden + rank;
             counters = 1;
             target = static_cast<unsigned>(blocks_of_slice * (turn + 1));
@@ -186,57 +196,47 @@ struct Fetcher {
           } else {
             wait_counts(i, which, counters, target);
           }
-          if (task == kAttention) {
-            fetch_queries(r, i, layer);
-          } else {
-            const __nv_bfloat16* from = op.edge.scaled + i * kLoopRows * kExpertWidth;
-            int width = kExpertWidth, first = 0, parts = 4;
-            if (task == 2) {
-              from = op.attended + i * kLoopRows * kExpertHeads * kExpertHeadDim;
-              width = kExpertHeads * kExpertHeadDim;
-              first = 256 * rank;
-              parts = 1;
-            } else if (task == 4) {
-              from = op.hidden + i * kLoopRows * kExpertMlp;
-              width = kExpertMlp;
-              first = 512 * rank;
-              parts = 2;
-            }
-            fetch_rows(from, width, first, parts, r.groups);
-            if (parts == 4) inverses(r, inverse);
+          const __nv_bfloat16* from = op.edge.scaled + i * kLoopRows * kExpertWidth;
+          int first = 0, parts = 4;
+          if (task == kOut) {
+            from = op.attended + i * kLoopRows * kExpertHeads * kExpertHeadDim;
+            first = rank;
+            parts = 1;
+          } else if (task == kDown) {
+            from = op.hidden + i * kLoopRows * kExpertMlp;
+            first = 2 * rank;
+            parts = 2;
           }
+          fetch_rows(from + first * (kPartBytes / 2), parts, r.groups);
+          if (parts == 4) inverses(r, inverse);
           wait_done();
+          if (task == 0 && has_head(block)) {
+            wait_counts(i, kKeys, kLoopRanks, static_cast<unsigned>(kKeyGroups / kLoopRanks * (turn + 1)));
+            fetch_suffix(r, layer);
+            wait_done();
+          }
         }
     }
   }
 
-  // Queries of this cluster's tile, and this rank's share of the suffix's keys and values behind the
-  // prefix's.
-  __device__ __forceinline__ void fetch_queries(const Request& r, int request, int layer) const {
-    const int row0 = cluster * kTile, count = min(kTile, r.s.rows * kExpertHeads - row0);
-    if (lane == 0) barrier_expect(barriers.rows(0), static_cast<std::uint32_t>(count * kExpertHeadDim * 2));
-    __syncwarp();
-    if (lane < count)
-      bulk_load(base + lane * kKeyPitch,
-                op.q + (static_cast<std::int64_t>(request) * kLoopRows * kExpertHeads + row0 + lane) *
-                           kExpertHeadDim,
-                kExpertHeadDim * 2, barriers.rows(0));
+  // This rank's share of the suffix's keys and values.
+  __device__ __forceinline__ void fetch_suffix(const Request& r, int layer) const {
     const int first = rank * r.suffix_keys, own = max(0, min(r.suffix_keys, r.s.rows - first));
     if (lane == 0) {
       if (own > 0) {
-        barrier_expect(barriers.rows(1), static_cast<std::uint32_t>(2 * own * kExpertHeadDim * 2));
+        barrier_expect(barriers.rows(0), static_cast<std::uint32_t>(2 * own * kExpertHeadDim * 2));
       } else {
-        barrier_arrive(barriers.rows(1));
+        barrier_arrive(barriers.rows(0));
       }
     }
     __syncwarp();
-    const int side = lane / 16, key = lane % 16;
-    if (key < own)
+    const int side = lane / kSuffixKeys, key = lane % kSuffixKeys;
+    if (side < 2 && key < own)
       bulk_load(base + kSuffixAt + lane * kKeyPitch,
                 reinterpret_cast<const __nv_bfloat16*>(
                     static_cast<const char*>(side == 0 ? op.qkv.k : op.qkv.v) + layer * op.layer_bytes) +
                     op.qkv.cache_row(r.s.slot, 0, r.s.past + first + key),
-                kExpertHeadDim * 2, barriers.rows(1));
+                kExpertHeadDim * 2, barriers.rows(0));
   }
 };
 

@@ -13,31 +13,49 @@
 #define SF_LOOP_COUNTS(at) true
 #endif
 
+#ifdef SF_TIMELINE
+namespace servoflow::ops::cuda { __device__ unsigned long long g_timeline[4][6][8][120]; }
+#define SF_STAMP(task, i) do { if (thread == 0 && turn_ >= 60 && turn_ < 64) { unsigned long long t_; asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(t_)); g_timeline[turn_ - 60][task][i][blockIdx.x] = t_; } } while (0)
+#else
+#define SF_STAMP(task, i)
+#endif
 namespace servoflow::ops::cuda::loop {
 
-// Two warpgroups compute. Of the third, one warp fetches weights, keys and values, one the rows of a task.
+// Two warpgroups compute. Of the third, one warp fetches weights, one the rows of a task, one keys and one values.
 inline constexpr int kCompute = 256, kThreads = kCompute + 128;
 inline constexpr int kMostWeights = 80, kMostSlots = 6;  // weight rows of a block; slots of the ring
+inline constexpr int kQkvChunks = 4, kOutChunks = 2, kGatedChunks = 8, kDownChunks = 4;  // of a block's weights
 inline constexpr int kChunkKeys = 32, kKeyPitch = (kExpertHeadDim + 8) * 2;  // bytes; rows in different banks
 
-// Shared memory. The rows of a task lie at 0: [group of 8 rows][depth / 8][8][8].
-inline constexpr int kRowsBytes = kLoopRows * kExpertWidth * 2;
+// Shared memory. The rows of a task lie at 0, in the order of loop_at().
+inline constexpr int kRowsBytes = kLoopRows * kExpertWidth * 2, kGroupBytes = 8 * 256 * 2, kPartBytes = kLoopRows / 8 * kGroupBytes;
 inline constexpr int kRing = kRowsBytes;
 inline constexpr int kRingBytes = 5 * 16896 + kMostWeights * 128 * 2;
 inline constexpr int kBarriers = kRing + kRingBytes;
 inline constexpr int kInverse = kBarriers + 256;  // 1 / rms of each row
 inline constexpr int kSegments = kInverse + 64 * 4;
 inline constexpr int kSharedBytes = kSegments + kLoopRequests * sizeof(Segment);
-// Tasks that do not need all of it keep other things there. Attention: queries, weights of the keys, maxima
-// and totals. The end of a product: what one warpgroup hands to the other. And what other blocks of the
-// cluster send.
-inline constexpr int kTile = 32, kWeightPitch = kLoopKeys + 16 + 8;
-inline constexpr int kWeightsAt = 20480, kMaximaAt = 32768, kHandedAt = 0;
-inline constexpr int kSuffixAt = 36864;  // 16 rows of keys, then of values
-inline constexpr int kReceived = 65536, kReceivedTotals = kReceived + kLoopRanks * kTile * 64;
-static_assert(kSharedBytes <= 227 * 1024 && kTile * kKeyPitch <= kWeightsAt);
-static_assert(kReceived + kLoopRanks * 8 * 80 * 4 <= kRowsBytes && kSuffixAt + 32 * kKeyPitch <= kReceived);
-static_assert(kWeightsAt + kTile * kWeightPitch * 2 <= kMaximaAt);
+// Tasks that do not need all of it keep other things there. The end of a product: what one warpgroup hands to the other,
+// at 0. Attention: the weights of the keys at 0, [group of 8 rows][kLoopKeys / 8][8][8]; queries as a product's rows;
+// the suffix's keys and values; small things. And what other blocks of the cluster send. Where queries, keys and values
+// lie there is never anything but bf16 numbers: what is multiplied by nothing must still be a number.
+inline constexpr int kHandedAt = 0, kWeightsAt = 0, kWeightGroup = kLoopKeys * 16;
+inline constexpr int kQueriesAt = 20480, kQueryGroup = kExpertHeadDim * 16;  // bytes of eight rows
+inline constexpr int kSuffixAt = kQueriesAt + kLoopRows / 8 * kQueryGroup;
+inline constexpr int kSuffixKeys = 8;  // of one rank: as many rows of keys, then of values
+// A row's largest score, as an integer of the same order; what that of the suffix leaves of the weights so far; the
+// suffix's weights, [group of 8 rows][8][8]; totals of each warp, later factors of each rank, [8][64].
+inline constexpr int kMaximaAt = kSuffixAt + 2 * kSuffixKeys * kKeyPitch, kShrinkAt = kMaximaAt + 256,
+                     kSuffixWeightsAt = kShrinkAt + 256, kTotalsAt = kSuffixWeightsAt + 1024;
+// Of every rank 32 columns of its sums: [pair of groups][64][4] pairs, then the odd group's [64][2]; then, for each row,
+// largest score and total.
+inline constexpr float kLeast = -1e30f;  // below any score
+inline constexpr int kReceived = 65536, kSumBytes = 3 * 64 * 16 + 64 * 8, kRowTotals = kLoopRows * 8;
+inline constexpr int kReceivedTotals = kReceived + kLoopRanks * kSumBytes;
+static_assert(kSharedBytes <= 227 * 1024 && kTotalsAt + kLoopRanks * 64 * 4 <= kReceived);
+static_assert((kLoopRows / 8 + 1) * kWeightGroup <= kQueriesAt && 5 * 8 * 128 * 4 <= kQueriesAt);
+static_assert(kReceived + kLoopRanks * 8 * 80 * 4 <= kRowsBytes &&
+              kReceivedTotals + kLoopRanks * kRowTotals <= kRowsBytes);
 
 // Barriers in shared memory.
 struct Barriers {
@@ -53,25 +71,25 @@ struct Barriers {
   __device__ std::uint32_t may_send() const {
     return base + 8 * (2 * kMostSlots + 7);
   }  // the whole cluster is there
+  __device__ std::uint32_t queries() const { return base + 8 * (2 * kMostSlots + 8); }
 };
 
-// Weights are dealt in groups of 16 packed rows.
-__host__ __device__ __forceinline__ bool has_qkv(int block) { return block % 3 != 2; }
-inline constexpr int kQkvBlocks = kLoopBlocks / 3 * 2;
-__device__ __forceinline__ int qkv_group(int block) { return (block / 3 * 2 + block % 3) * 2; }  // two of 160
-// Blocks of the first clusters have five groups where the others have four: of 64 of columns, of 512 of gate
+// Weights are dealt in groups of 16 packed rows. The first clusters have a head each: its queries, of which a block
+// makes two groups, and its attention. The blocks behind them make keys and values, a group each.
+inline constexpr int kHeadClusters = kExpertHeads, kKeyGroups = 2 * kExpertHeadDim / 16;
+__device__ __forceinline__ bool has_head(int block) { return block < kHeadClusters * kLoopRanks; }
+__device__ __forceinline__ int key_group(int block) { return block - kHeadClusters * kLoopRanks; }
+__device__ __forceinline__ bool has_qkv(int block) { return has_head(block) || key_group(block) < kKeyGroups; }
+__device__ __forceinline__ int qkv_group(int block) {
+  return has_head(block) ? 2 * block : kHeadClusters * kExpertHeadDim / 16 + key_group(block);
+}
+// Blocks of the last clusters have five groups where the others have four: of 64 of columns, of 512 of gate
 // and up.
-inline constexpr int kLargeClusters = 4, kLargeBlocks = kLargeClusters * kLoopRanks;
-__host__ __device__ __forceinline__ int gated_groups(int block) { return block < kLargeBlocks ? 5 : 4; }
-__host__ __device__ __forceinline__ int gated_group(int block) {
-  return 4 * block + min(block, kLargeBlocks);
-}
-__device__ __forceinline__ int column_groups(int cluster) {
-  return cluster < kLargeClusters ? 5 : 4;
-}  // of 64
-__device__ __forceinline__ int column_group(int cluster) {
-  return 4 * cluster + min(cluster, kLargeClusters);
-}
+inline constexpr int kSmallClusters = 11, kSmallBlocks = kSmallClusters * kLoopRanks;
+__host__ __device__ __forceinline__ int gated_groups(int block) { return block < kSmallBlocks ? 4 : 5; }
+__host__ __device__ __forceinline__ int gated_group(int block) { return 4 * block + max(0, block - kSmallBlocks); }
+__device__ __forceinline__ int column_groups(int cluster) { return cluster < kSmallClusters ? 4 : 5; }  // of 64
+__device__ __forceinline__ int column_group(int cluster) { return 4 * cluster + max(0, cluster - kSmallClusters); }
 // The ranks whose slice of 512 hidden features this block's lie in, and how many blocks a slice has.
 __host__ __device__ __forceinline__ int first_slice(int block) { return gated_group(block) / 64; }
 __host__ __device__ __forceinline__ int last_slice(int block) {
@@ -84,7 +102,7 @@ struct Ring {
   int slot = 0;
   std::uint32_t parity = 0;
   explicit __device__ __forceinline__ Ring(int block)
-      : slots(block < kLargeBlocks ? 5 : 6), bytes(block < kLargeBlocks ? kMostWeights * 128 * 2 : 16896) {}
+      : slots(block < kSmallBlocks ? 6 : 5), bytes(block < kSmallBlocks ? 16896 : kMostWeights * 128 * 2) {}
   __device__ __forceinline__ std::uint32_t at() const {
     return kRing + static_cast<std::uint32_t>(slot * bytes);
   }
@@ -107,6 +125,10 @@ __device__ __forceinline__ unsigned* counter(const ExpertLoop& op, int request, 
   return op.counters + (request * kLoopCounters + which) * 32;
 }
 __device__ __forceinline__ void count_one(unsigned* at) {
+#ifdef SF_NO_WAIT
+  asm volatile("red.relaxed.gpu.global.add.u32 [%0], 1;" ::"l"(at) : "memory");
+  return;
+#endif
   SF_LOOP_POINT(0);
   if (SF_LOOP_COUNTS(at)) asm volatile("red.release.gpu.global.add.u32 [%0], 1;" ::"l"(at) : "memory");
 }
@@ -126,6 +148,9 @@ __device__ __forceinline__ void give_up(const ExpertLoop& op, const unsigned* at
 }
 // Waits until a counter has reached `target`, two seconds at most.
 __device__ __forceinline__ void wait_for_count(const ExpertLoop& op, const unsigned* at, unsigned target) {
+#ifdef SF_NO_WAIT
+  return;
+#endif
   unsigned now;
   long long begin = 0;
   for (int i = 0;; ++i) {
@@ -146,11 +171,9 @@ __device__ __forceinline__ void wait_for_count(const ExpertLoop& op, const unsig
 // What a request brings, as every role works it out for itself.
 struct Request {
   Segment s;
-  int tiles;                             // of 32 (row, head) pairs: a cluster's each
   int groups;                            // of eight rows: each has its owner among the ranks
   int prefix_keys, suffix_keys, chunks;  // of a rank
   explicit __device__ __forceinline__ Request(const Segment& segment) : s(segment) {
-    tiles = (s.rows * kExpertHeads + kTile - 1) / kTile;
     groups = (s.rows + 7) / 8;
     prefix_keys = share_of_rank(s.past);
     suffix_keys = share_of_rank(s.rows);

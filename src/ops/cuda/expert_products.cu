@@ -53,16 +53,18 @@ __global__ void SF_CLUSTER(kCluster) __launch_bounds__(kThreads, 2)
   }
   const auto* slots = reinterpret_cast<const uint4*>(shared) + slice * 2 * kTiles * kChunks * 32 + lane;
   const auto fetch_weights = [&] {
-    const auto* from =
-        static_cast<const __nv_bfloat16*>(op.weight) + (tile * 2 * kTiles * kDeep + chunk0) * 256 + piece;
+    const int row_tiles = op.w.padded_n / 8;
+    const auto* from = static_cast<const __nv_bfloat16*>(op.weight) + tile * 2 * kTiles * 1024 + piece;
     asm volatile("" : "+l"(from));  // its multiples are not worth registers that live through the loop
     // Rows g, g + 8, g + 16 …; the two warps of a slice fetch every other chunk each.
 #pragma unroll
     for (int r = 0; r < 2 * kTiles; ++r)
 #pragma unroll
-      for (int c = 0; c < kChunks / 2; ++c)
+      for (int c = 0; c < kChunks / 2; ++c) {
+        const int depth = chunk0 + 2 * c + half;  // of 32 columns
         copy_async(shared_address(slots + (r * kChunks + 2 * c + half) * 32),
-                   from + (r * kDeep + 2 * c + half) * 256, 16);
+                   from + (depth / 4 * row_tiles + r) * 1024 + depth % 4 * 256, 16);
+      }
     copy_commit();
   };
   fetch_weights();

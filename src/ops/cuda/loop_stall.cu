@@ -31,7 +31,7 @@ class Stall {
     const int turns = l_.steps * l_.depth;
     for (int turn = 0; turn <= turns; ++turn) {
       const Exchange sequence[] = {{kEdge, turn, kEdges, 1},
-                                   {kQkv, turn, kQueries, kLoopRanks},
+                                   {kQkv, turn, kKeys, kLoopRanks},
                                    {kAttention, turn, kAttended, kLoopRanks},
                                    {kOut, turn, kColumns, kLoopRanks},
                                    {kGateUp, turn, kHidden, kLoopRanks},
@@ -50,7 +50,7 @@ class Stall {
     const int products = wanted / kLoopClusters;  // of out and down
     const bool after_step = products % (2 * l_.depth) == 0;
     const char* next = which == kEdges     ? kQkv
-                       : which < kQueries  ? (products % 2 != 0 ? kGateUp
+                       : which < kKeys     ? (products % 2 != 0 ? kGateUp
                                               : after_step      ? kEdge
                                                                 : kQkv)
                        : which < kAttended ? kAttention
@@ -65,8 +65,11 @@ class Stall {
  private:
   static std::string name_of(int which) {
     if (which == kEdges) return "the rows' counter";
-    const int of = (which - kColumns) % kLoopRanks;
-    return (which < kHidden ? "the counter of rank " : "the counter of slice ") + std::to_string(of);
+    const char* of = which < kKeys       ? "rank "
+                     : which < kAttended ? "key group "
+                     : which < kHidden   ? "head "
+                                         : "slice ";
+    return std::string("the counter of ") + of + std::to_string((which - kColumns) % kLoopRanks);
   }
 
   std::string place_of(const Exchange& e) const {
@@ -78,8 +81,8 @@ class Stall {
   // Arrivals of one exchange at its counter `i`, and how many turns' worth came before.
   int arrivals(const Exchange& e, int i) const {
     if (e.phase == kEdge) return l_.rows;
-    if (e.phase == kQkv) return kQkvBlocks / kLoopRanks;
-    if (e.phase == kAttention) return (l_.rows * kExpertHeads + kTile - 1) / kTile;
+    if (e.phase == kQkv) return kKeyGroups / kLoopRanks;
+    if (e.phase == kAttention) return kLoopRanks;
     if (e.phase != kGateUp) return i < (l_.rows + 7) / 8 ? kLoopClusters : 0;  // eight rows have an owner
     int blocks = 0;
     for (int b = 0; b < kLoopBlocks; ++b) blocks += first_slice(b) <= i && i <= last_slice(b) ? 1 : 0;
@@ -102,9 +105,11 @@ class Stall {
                          own * exchanges_before(e);
         if (came >= own) continue;
         who += (who.empty() ? "" : ", ") + std::to_string(std::max(0, came)) + " of " + std::to_string(own) +
-               (e.phase == kEdge     ? " rows"
-                : e.phase == kGateUp ? " blocks of slice " + std::to_string(i)
-                                     : " blocks of rank " + std::to_string(i));
+               (e.phase == kEdge  ? " rows"
+                : e.phase == kQkv ? " blocks with keys and values, every eighth from " + std::to_string(i)
+                : e.phase == kAttention ? " blocks of cluster " + std::to_string(i)
+                : e.phase == kGateUp    ? " blocks of slice " + std::to_string(i)
+                                        : " blocks of rank " + std::to_string(i));
       }
       if (!who.empty())
         out += (out.empty() ? "" : "; ") + ("request " + std::to_string(request) + ": " + who);

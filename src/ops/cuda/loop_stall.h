@@ -10,14 +10,9 @@ inline constexpr int kLoopCounters = 33;  // per request
 
 namespace loop {
 // Counters of one request. One that a hundred blocks count on would make them wait for each other: there is
-// one for each rank, of the hidden rows one for each slice.
-enum Counter : int {
-  kEdges,
-  kColumns,
-  kQueries = kColumns + 8,
-  kAttended = kQueries + 8,
-  kHidden = kAttended + 8
-};
+// one for each rank, of keys and values one for every eighth group, of attended rows one for each head, of
+// hidden ones one for each slice.
+enum Counter : int { kEdges, kColumns, kKeys = kColumns + 8, kAttended = kKeys + 8, kHidden = kAttended + 8 };
 static_assert(kHidden + 8 == kLoopCounters);
 }  // namespace loop
 

@@ -35,11 +35,11 @@ struct Walk {
         for (int row = 0; row < kLaunch.rows; ++row) count(request, (50 * request + row) % kBlocks, kEdges);
       for (int block = 0; block < kBlocks && phase > 0; ++block) {
         const int rank = block % kRanks, cluster = block / kRanks;
-        if (phase == 1 && block % 3 != 2) count(request, block, kQueries + rank);
-        if (phase == 2 && cluster < 13) count(request, block, kAttended + rank);  // 400 pairs, 32 each
+        if (phase == 1 && block >= 64 && block < 96) count(request, block, kKeys + rank);  // 32 groups
+        if (phase == 2 && cluster < 8) count(request, block, kAttended + cluster);         // a head each
         if ((phase == 3 || phase == 5) && rank < 7) count(request, block, kColumns + rank);
-        if (phase == 4) {  // 512 groups of hidden features, five to each of the first 32 blocks
-          const int group = 4 * block + std::min(block, 32), last = group + (block < 32 ? 4 : 3);
+        if (phase == 4) {  // 512 groups of hidden features, five to each of the last 32 blocks
+          const int group = 4 * block + std::max(0, block - 88), last = group + (block < 88 ? 3 : 4);
           count(request, block, kHidden + group / 64);
           if (last / 64 != group / 64) count(request, block, kHidden + last / 64);
         }
@@ -68,13 +68,17 @@ std::string stands(int turn, int phase, int block, int request = 0, int requests
 
 TEST(LoopStall, NamesTheExchangeAndWhoIsMissing) {
   EXPECT_EQ(stands(0, 0, 17), "it stands at step 2, edge: request 0: 49 of 50 rows");
-  EXPECT_EQ(stands(0, 1, 0), "it stands at step 2, layer 0, q/k/v: request 0: 9 of 10 blocks of rank 0");
-  EXPECT_EQ(stands(5, 1, 57), "it stands at step 3, layer 1, q/k/v: request 0: 9 of 10 blocks of rank 1");
+  EXPECT_EQ(stands(0, 1, 64),
+            "it stands at step 2, layer 0, q/k/v: request 0: 3 of 4 blocks with keys and values, every "
+            "eighth from 0");
+  EXPECT_EQ(stands(5, 1, 89),
+            "it stands at step 3, layer 1, q/k/v: request 0: 3 of 4 blocks with keys and values, every "
+            "eighth from 1");
   EXPECT_EQ(stands(6, 2, 57),
-            "it stands at step 3, layer 2, attention: request 0: 12 of 13 blocks of rank 1");
+            "it stands at step 3, layer 2, attention: request 0: 7 of 8 blocks of cluster 7");
   EXPECT_EQ(stands(7, 3, 118), "it stands at step 3, layer 3, out: request 0: 14 of 15 blocks of rank 6");
   EXPECT_EQ(stands(11, 4, 57),
-            "it stands at step 4, layer 3, gate/up: request 0: 15 of 16 blocks of slice 4");
+            "it stands at step 4, layer 3, gate/up: request 0: 15 of 16 blocks of slice 3");
   EXPECT_EQ(stands(11, 5, 1), "it stands at step 4, layer 3, down: request 0: 14 of 15 blocks of rank 1");
   EXPECT_EQ(stands(4, 0, 3), "it stands at step 3, edge: request 0: 49 of 50 rows");
   EXPECT_EQ(stands(12, 0, 3), "it stands at the last edge: request 0: 49 of 50 rows");
@@ -83,10 +87,10 @@ TEST(LoopStall, NamesTheExchangeAndWhoIsMissing) {
 }
 
 TEST(LoopStall, NamesABlockThatCountsInTwoSlices) {
-  // Block 12 has the hidden features' groups 60 to 64.
-  EXPECT_EQ(stands(0, 4, 12),
-            "it stands at step 2, layer 0, gate/up: request 0: 12 of 13 blocks of slice 0, 13 of 14 blocks "
-            "of slice 1");
+  // Block 94 has the hidden features' groups 382 to 386.
+  EXPECT_EQ(stands(0, 4, 94),
+            "it stands at step 2, layer 0, gate/up: request 0: 14 of 15 blocks of slice 5, 13 of 14 blocks "
+            "of slice 6");
 }
 
 TEST(LoopStall, NamesWhoGaveUpAndBeforeWhat) {
@@ -97,10 +101,10 @@ TEST(LoopStall, NamesWhoGaveUpAndBeforeWhat) {
     const std::string all = describe(stall, kLaunch);
     return all.substr(all.find("; ") + 2);
   };
-  EXPECT_EQ(gave_up(41, 1, kQueries + 3, 59, 60),
-            "block 41 (cluster 5, rank 1) gave up before attention of request 1, having seen 59 of 60 "
+  EXPECT_EQ(gave_up(41, 1, kKeys + 3, 11, 12),
+            "block 41 (cluster 5, rank 1) gave up before attention of request 1, having seen 11 of 12 "
             "arrivals since "
-            "the launch at the counter of rank 3");
+            "the launch at the counter of key group 3");
   const auto before = [&](unsigned counter, unsigned wanted) {
     const std::string all = gave_up(0, 0, counter, 0, wanted);
     return all.substr(all.find("before ") + 7, all.find(" of request") - all.find("before ") - 7);

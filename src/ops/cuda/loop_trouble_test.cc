@@ -64,8 +64,8 @@ TEST(LoopTrouble, AnySpeedsOfItsBlocksGiveTheSameBits) {
   }
 }
 
-// Block 42 is rank 2 of cluster 5; turn 3 is layer 1 of step 1. A row's edge is made by the block of its
-// number.
+// Block 42 is rank 2 of cluster 5, block 74 makes group 10 of keys and values; turn 3 is layer 1 of step 1. A
+// row's edge is made by the block of its number.
 struct Silence {
   const char* name;
   LoopTrouble trouble;
@@ -100,19 +100,19 @@ INSTANTIATE_TEST_SUITE_P(
     testing::Values(
         Silence{"edge", {0, 12, loop::kEdges, loop::kColumns, 25}, "step 1, edge: request 0: 24 of 25 rows"},
         Silence{"qkv",
-                {0, 42, loop::kQueries, loop::kAttended, 3 * 10},
-                "step 1, layer 1, q/k/v: request 0: 9 of 10 blocks of rank 2"},
+                {0, 74, loop::kKeys, loop::kAttended, 3 * 4},
+                "step 1, layer 1, q/k/v: request 0: 3 of 4 blocks with keys and values, every eighth from 2"},
         Silence{"attention",
-                {0, 42, loop::kAttended, loop::kHidden, 3 * 7},
-                "step 1, layer 1, attention: request 0: 6 of 7 blocks of rank 2"},
+                {0, 42, loop::kAttended, loop::kHidden, 3 * 8},
+                "step 1, layer 1, attention: request 0: 7 of 8 blocks of cluster 5"},
         Silence{"out",
-                {0, 42, loop::kColumns, loop::kQueries, 6 * 15},
+                {0, 42, loop::kColumns, loop::kKeys, 6 * 15},
                 "step 1, layer 1, out: request 0: 14 of 15 blocks of rank 2"},
         Silence{"gate_up",
                 {0, 42, loop::kHidden, kLoopCounters, 3 * 16},
-                "step 1, layer 1, gate/up: request 0: 15 of 16 blocks of slice 3"},
+                "step 1, layer 1, gate/up: request 0: 15 of 16 blocks of slice 2"},
         Silence{"down",
-                {0, 42, loop::kColumns, loop::kQueries, 7 * 15},
+                {0, 42, loop::kColumns, loop::kKeys, 7 * 15},
                 "step 1, layer 1, down: request 0: 14 of 15 blocks of rank 2"}),
     [](const auto& info) { return std::string(info.param.name); });
 

@@ -420,7 +420,7 @@ cudaError_t product_wgmma(const Stream& s, const Product& op, int likely_rows) {
   int device = 0, processors = 0;
   cudaGetDevice(&device);
   cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
-  constexpr int kTiles[] = {64, 120, 128, 176, 184, 240, 248};
+  constexpr int kTiles[] = {64, 120, 128, 176, 184, 192, 240, 248};
   const int at_once = std::max(1, processors / 2), rows = std::max(1, likely_rows);
   int best = 64;
   Plan plan{.weight_tiles = op.w.padded_n / kWeights};
@@ -443,6 +443,8 @@ cudaError_t product_wgmma(const Stream& s, const Product& op, int likely_rows) {
       return start<176>(s, op, plan, at_once);
     case 184:
       return start<184>(s, op, plan, at_once);
+    case 192:
+      return start<192>(s, op, plan, at_once);
     case 240:
       return start<240>(s, op, plan, at_once);
     default:

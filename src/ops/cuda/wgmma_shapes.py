@@ -1,7 +1,7 @@
 """Writes src/ops/cuda/wgmma_shapes.cuh: one thin wrapper per form of the warpgroup matrix instruction in use."""
 import sys
 
-WIDTHS = (32, 64, 80, 120, 128, 176, 184, 240, 248)
+WIDTHS = (32, 64, 80, 120, 128, 176, 184, 192, 240, 248)
 
 
 def lines_of(items, per_line):
@@ -33,10 +33,12 @@ parts = [wrapper(f"template <>\n{DEVICE}wgmma<{n}>", n) for n in WIDTHS]
 parts += [wrapper(f"template <>\n{DEVICE}wgmma_first<{n}>", n, fresh=True) for n in (80,)]
 parts += [wrapper(f"{DEVICE}wgmma_scores_{name}", 128, in_registers=True, fresh=name == "first")
           for name in ("first", "next")]
+parts += [wrapper(f"{DEVICE}wgmma_of_registers{name}", 56, in_registers=True, fresh=name != "")
+          for name in ("", "_first")]
 parts += [wrapper(f"{DEVICE}wgmma_values", n, in_registers=True, transposed=True) for n in (16, 64, 256)]
 sys.stdout.write("""// Written by wgmma_shapes.py beside it. wgmma and wgmma_first: d += and d = a · bᵀ, a 64 x 16 and b n x 16
-// bf16 in shared memory. Attention's own forms have a in registers: scores are d = or += a · bᵀ as above,
-// values d += a · b with b 16 x n.
+// bf16 in shared memory. Attention's own forms have a in registers: of_registers and scores are
+// d += or = a · bᵀ as above, values d += a · b with b 16 x n.
 #pragma once
 
 // clang-format off

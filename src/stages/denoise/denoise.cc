@@ -20,7 +20,9 @@ std::vector<float> time_grid(int steps, weights::TimeGrid grid) {
   return times;
 }
 
-Result<Denoise> Denoise::load(weights::Loader& loader, const weights::Architecture& architecture) {
+Result<Denoise> Denoise::load(weights::Loader& loader, const weights::Architecture& architecture,
+                              int requests) {
+  const bool few_rows = requests <= kFewRequests;
   Denoise d;
   d.architecture_ = architecture;
   const int depth = architecture.expert.depth;
@@ -40,13 +42,13 @@ Result<Denoise> Denoise::load(weights::Loader& loader, const weights::Architectu
         w.qkv,
         loader.matrix(
             {attention + "q_proj.weight", attention + "k_proj.weight", attention + "v_proj.weight"},
-            {.mode = ops::PackMode::kHeads, .head_dim = architecture.expert.head_dim, .few_rows = true}));
-    SF_ASSIGN_OR_RETURN(w.out, loader.matrix({attention + "o_proj.weight"}, {.few_rows = true}));
+            {.mode = ops::PackMode::kHeads, .head_dim = architecture.expert.head_dim, .few_rows = few_rows}));
+    SF_ASSIGN_OR_RETURN(w.out, loader.matrix({attention + "o_proj.weight"}, {.few_rows = few_rows}));
     SF_RETURN_IF_ERROR(modulation(layer + "post_attention_layernorm"));
     SF_ASSIGN_OR_RETURN(w.gate_up,
                         loader.matrix({layer + "mlp.gate_proj.weight", layer + "mlp.up_proj.weight"},
-                                      {.mode = ops::PackMode::kInterleave, .few_rows = true}));
-    SF_ASSIGN_OR_RETURN(w.down, loader.matrix({layer + "mlp.down_proj.weight"}, {.few_rows = true}));
+                                      {.mode = ops::PackMode::kInterleave, .few_rows = few_rows}));
+    SF_ASSIGN_OR_RETURN(w.down, loader.matrix({layer + "mlp.down_proj.weight"}, {.few_rows = few_rows}));
     d.layers_.push_back(w);
   }
   SF_RETURN_IF_ERROR(modulation(kExpert + "norm"));

@@ -12,6 +12,7 @@
 namespace servoflow::stages {
 
 inline constexpr int kMaxSteps = 50;
+inline constexpr int kFewRequests = 2;  // at once, for which the expert's weights keep the layout of few rows
 
 // The times 1 = t_0 > … > t_{N-1} of a schedule, rounded as the checkpoint's own framework rounds them.
 std::vector<float> time_grid(int steps, weights::TimeGrid grid);
@@ -39,7 +40,11 @@ struct DenoiseRun {
 
 class Denoise {
  public:
-  static Result<Denoise> load(weights::Loader& loader, const weights::Architecture& architecture);
+  // `requests`: the most that one pass will bring. Beyond kFewRequests the expert's weights are laid out for
+  // products of hundreds of rows, which a backend may do in other kernels; the choice holds for single
+  // requests, too.
+  static Result<Denoise> load(weights::Loader& loader, const weights::Architecture& architecture,
+                              int requests = 1);
   // The schedule for N steps; the last few are kept, so that a robot that keeps N computes it once.
   Result<const Schedule*> schedule(ops::Backend& backend, int steps);
   // Euler steps [first, first + count) in place on run.actions.
