@@ -20,7 +20,7 @@ PACKAGES_PEERS := python3-venv
 SOURCES = $(shell git ls-files '*.h' '*.cc' '*.cu' '*.cuh' '*.inc')
 
 .PHONY: help setup build test demo install format format-check tidy layers asan tsan fuzz device cuda device-cuda bench-peers \
-  bench-overheads test-gpu soak-gpu sanitize-gpu \
+  bench-overheads test-gpu soak-gpu sanitize-gpu sanitize-loop-gpu \
   verify-real-size verify-real-size-gpu clean
 
 help: ## list these targets
@@ -113,8 +113,16 @@ soak-gpu: ## 10000 inferences at the published size: memory, repeats and batches
 	LD_LIBRARY_PATH=$(GPU_BUILD)/lib $(GPU_BUILD)/servoflow bench --synthetic pi05 --device cuda --batch 16 --ragged --batches \
 	  --repeat 20 --soak
 
-sanitize-gpu: ## the same operations under compute-sanitizer's four tools (ARGS: filter, seconds, tools)
-	LD_LIBRARY_PATH=$(GPU_BUILD)/lib tests/gpu/sanitize.sh $(GPU_BUILD)/bin/ops_cuda_ops_test $(ARGS)
+# TOOLS: of memcheck racecheck synccheck initcheck, all if empty. FILTER: of tests. LIMIT: seconds for each tool.
+TOOLS :=
+FILTER :=
+LIMIT :=
+sanitize-gpu: ## the same operations under compute-sanitizer (TOOLS="synccheck initcheck", FILTER, LIMIT seconds)
+	LD_LIBRARY_PATH=$(GPU_BUILD)/lib tests/gpu/sanitize.sh $(GPU_BUILD)/bin/ops_cuda_ops_test '$(FILTER)' '$(LIMIT)' '$(TOOLS)'
+
+sanitize-loop-gpu: ## the denoise loop in one launch, a layer of it, under compute-sanitizer (TOOLS, LIMIT)
+	LD_LIBRARY_PATH=$(GPU_BUILD)/lib tests/gpu/sanitize.sh $(GPU_BUILD)/bin/ops_loop_trouble_test \
+	  LoopTrouble.OneLayerOfOneStepUndisturbed '$(LIMIT)' '$(TOOLS)'
 
 verify-real-size-gpu: ## the same on a GPU, PyTorch there too (a minute; needs build/device-cuda)
 	LD_LIBRARY_PATH=$(GPU_BUILD)/lib tests/conformance/real_size.sh $(GPU_BUILD)/servoflow $(GPU_PYTHON) build/real-size-gpu cuda

@@ -16,12 +16,17 @@ struct Options {
 Status bench(Options& o) {
   if (o.bench.checkpoint.empty() == o.bench.synthetic.empty())
     return Status::invalid("bench: give either a CHECKPOINT or --synthetic pi05|tiny");
-  Progress loading("loading weights"), running("measuring");
+  Progress loading("loading weights"), preparing("recording"), running("measuring");
   o.bench.peaks = !o.no_peaks;
   o.bench.policy = policy_options(o.common);
   o.bench.policy.progress = [&](std::uint64_t done, std::uint64_t total) { loading.update(done, total); };
+  o.bench.policy.preparing = [&](std::uint64_t done, std::uint64_t total) {
+    loading.finish();
+    preparing.update(done, total);
+  };
   o.bench.running = [&](int done, int total) {
     loading.finish();
+    preparing.finish();
     running.update(static_cast<std::uint64_t>(done), static_cast<std::uint64_t>(total));
   };
   SF_ASSIGN_OR_RETURN(const toolkit::BenchReport report, toolkit::run_bench(o.bench));

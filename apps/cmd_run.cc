@@ -104,13 +104,19 @@ std::string times_text(const StageTimes& t) {
 
 Status run(const Options& o) {
   SF_ASSIGN_OR_RETURN(const Inputs in, read_inputs(o));
-  Progress loading("loading weights");
+  Progress loading("loading weights"), preparing("recording");
   PolicyOptions options = policy_options(o.common);
   options.robot = o.robot;
   options.check_robot = true;  // a wrong robot is told at once, not after the weights
+  if (o.steps != 0) options.prepare_steps = {o.steps};
   options.progress = [&](std::uint64_t done, std::uint64_t total) { loading.update(done, total); };
+  options.preparing = [&](std::uint64_t done, std::uint64_t total) {
+    loading.finish();
+    preparing.update(done, total);
+  };
   SF_ASSIGN_OR_RETURN(const Policy policy, Policy::open(o.checkpoint, options));
   loading.finish();
+  preparing.finish();
   const PolicyInfo& info = policy.info();
   const Shape wanted{info.horizon, info.model_action_dim};
   if (!o.noise.empty() && !(in.noise_shape == wanted))
@@ -123,6 +129,8 @@ Status run(const Options& o) {
   SF_ASSIGN_OR_RETURN(const ActionChunk chunk,
                       session.infer(observation, {.steps = o.steps, .noise = in.noise}));
   zones::enable(false);
+  if (chunk.times.recorded)
+    log_info("the device had to record this inference first; the next of its kind is several times faster");
   if (chunk.prompt_truncated)
     log_warning("the prompt is longer than the policy's " + std::to_string(info.max_tokens) +
                 " tokens; its end was cut off");

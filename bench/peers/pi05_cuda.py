@@ -144,7 +144,11 @@ class CudaPi05:
         return wall, *(self.marks[i].elapsed_time(self.marks[i + 1]) for i in range(3))
 
     def compile_blocks(self):
-        """Each kind of block once, not the unrolled network: what has to be compiled is small and so is the wait."""
+        """Each kind of block once, not the unrolled network: what has to be compiled is small and so is the wait.
+
+        The blocks of a stage share what was compiled for the first of them. TF32, lengths and forms of attention are
+        part of it: a change afterwards compiles all again, within the call that is measured.
+        """
         for stage in (self.model.vision, self.model.prefix, self.model.step):
             for block in stage.blocks:
                 block.compile(fullgraph=True, dynamic=False)

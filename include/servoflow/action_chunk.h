@@ -12,6 +12,9 @@ struct StageTimes {
   double preprocess = 0, vision = 0, prefix = 0, denoise = 0, postprocess = 0, total = 0;
   double device = 0;          // from the first copy in to the last copy out; 0 where the device has no clock
   std::vector<double> steps;  // each denoise step
+  // The device had to record this combination of requests, pictures and steps first, and `total` includes it:
+  // such a call takes several times as long (PolicyOptions::prepare_steps).
+  bool recorded = false;
 };
 
 struct ActionChunk {

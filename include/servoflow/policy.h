@@ -32,7 +32,15 @@ struct PolicyOptions {
   bool check_robot = false;        // read that robot's contract (or the checkpoint's own) before any weight
   std::string assets;              // statistics folder under assets/; empty: the robot's, else the only one
   int max_batch = 1;               // most sessions of one device in one infer_batch call
-  ProgressFunction progress;       // called from the opening thread
+  // A GPU records a whole inference for every combination of requests, pictures and steps, and replays it.
+  // What is to be expected is recorded before the policy is ready: these numbers of steps (up to four; empty:
+  // the checkpoint's default) with 1 to max_batch requests of as many pictures each as the contract of
+  // `robot` (or the checkpoint's own) allows; 1 to all camera slots where none is known. What comes beyond
+  // that is recorded when it comes and says so: StageTimes::recorded. The CPU records nothing.
+  std::vector<int> prepare_steps;
+  int prompt_tokens = 0;  // to expect; a GPU shapes its work for them and takes any number; 0: as many as fit
+  ProgressFunction progress;   // called from the opening thread
+  ProgressFunction preparing;  // the same for records: made so far, of all
 };
 
 struct SessionOptions {
@@ -50,6 +58,7 @@ struct InferOptions {
 struct DeviceInfo {
   std::string device, backend, hardware;  // "cuda:1", "cuda/sm_90a_bf16", the GPU and its driver
   std::uint64_t weight_bytes = 0, workspace_bytes = 0;
+  int prepared = 0;  // records made before ready; 0 on the CPU
 };
 
 struct PolicyInfo {

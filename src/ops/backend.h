@@ -116,6 +116,10 @@ class Backend {
   virtual bool records() const { return false; }
   virtual void replay(std::uint64_t key, const std::function<void()>& feed,
                       const std::function<void()>& body);
+  // How many records were made so far. Those made before keep_recordings() stay as long as the backend; of
+  // later ones only the last used do.
+  virtual int recordings() const { return 0; }
+  virtual void keep_recordings() {}
   // Device times within replayed work: mark(i), i < kMarks, between ops; milliseconds from mark i to mark j
   // after finish().
   static constexpr int kMarks = 8;

@@ -13,7 +13,6 @@
 #include "stages/denoise/denoise.h"
 #include "stages/prefix/prefix.h"
 #include "stages/vision/vision.h"
-#include "weights/manifest.h"
 
 namespace servoflow::policy {
 namespace {
@@ -21,21 +20,6 @@ namespace {
 using Clock = std::chrono::steady_clock;
 double milliseconds_since(Clock::time_point begin) {
   return std::chrono::duration<double, std::milli>(Clock::now() - begin).count();
-}
-
-// Parameters that go to the device: all but the token table where it is used in place, and what only the
-// prefix's unused output needs.
-std::uint64_t packed_parameters(const weights::Architecture& a, bool token_table) {
-  const std::string last = weights::kLanguagePrefix + ("layers." + std::to_string(a.prefix.depth - 1) + ".");
-  std::uint64_t total = 0;
-  for (const weights::TensorSpec& t : weights::manifest(a)) {
-    const bool dead = (t.name == weights::kTokenTable && !token_table) ||
-                      t.name == std::string(weights::kLanguagePrefix) + "norm.weight" ||
-                      t.name.starts_with(last + "mlp.") || t.name.starts_with(last + "post_") ||
-                      t.name == last + "self_attn.o_proj.weight";
-    if (!dead) total += static_cast<std::uint64_t>(t.shape.elements());
-  }
-  return total;
 }
 
 void use_the_wait(std::span<const NetworkRequest> requests) {
@@ -48,22 +32,29 @@ class NetworkImpl : public Network {
   Status open(std::shared_ptr<const weights::WeightSource> source, const weights::Architecture& architecture,
               const NetworkOptions& options);
   Status run(std::span<const NetworkRequest> requests, int steps, StageTimes* times, StageTap* tap) override;
+  Status prepare(std::span<const PassShape> shapes, const ProgressFunction& progress) override;
+  int recordings() const override { return backend_->recordings(); }
   const NetworkInfo& info() const override { return info_; }
 
  private:
+  // What a record is made for, beside its schedule.
+  struct Pass {
+    int requests = 0, pictures = 0;  // pictures: of all requests
+  };
+
   Status stage_inputs(std::span<const NetworkRequest> requests);
   Status stage_picture(const stages::CameraPicture& picture, int index);
   Status stage_frame(const stages::CameraPicture& picture, int index);
   Status stage_text(std::span<const std::int32_t> ids, int row);
-  void expect_inputs(int requests);
+  void expect_inputs(const Pass& pass);
   void upload_inputs();
   void enqueue_vision();
   stages::PrefixRun prefix_run();
   stages::DenoiseRun denoise_run();
   Status run_stages(const stages::Schedule& schedule, const stages::ModelInput& input, StageTimes* times,
                     StageTap* tap);
-  Status run_recorded(const stages::Schedule& schedule, std::span<const NetworkRequest> requests,
-                      StageTimes* times);
+  Status run_recorded(const stages::Schedule& schedule, const Pass& pass,
+                      std::span<const NetworkRequest> requests, StageTimes* times);
   Status run_denoise(const stages::Schedule& schedule, StageTimes* times, StageTap* tap);
   void tap_pictures(StageTap& tap, int pictures);
   void tap_prefix(StageTap& tap, const stages::ModelInput& input, bool after_layers);
@@ -75,6 +66,7 @@ class NetworkImpl : public Network {
   stages::Prefix prefix_;
   stages::Denoise denoise_;
   Capacity capacity_;
+  int prompt_tokens_ = 0;
   Workspace w_;
   bool raw_ = false;                                      // frames and ids enter, not pictures and rows
   std::uint64_t tables_used_ = 0;                         // bytes of w_.staged.tables
@@ -87,6 +79,7 @@ Status NetworkImpl::open(std::shared_ptr<const weights::WeightSource> source,
   arch_ = architecture;
   source_ = std::move(source);
   capacity_ = {std::max(1, options.max_batch), std::max(1, options.max_pictures)};
+  prompt_tokens_ = options.prompt_tokens > 0 ? options.prompt_tokens : arch_.max_tokens;
   SF_ASSIGN_OR_RETURN(ops::BackendChoice choice,
                       ops::make_backend({options.device, options.precision, options.threads}));
   backend_ = std::move(choice.backend);
@@ -223,13 +216,13 @@ Status NetworkImpl::stage_inputs(std::span<const NetworkRequest> requests) {
   return {};
 }
 
-// What the device may size its work by: no more than a record's key says (run_recorded).
-void NetworkImpl::expect_inputs(int requests) {
-  const Counts& n = *w_.staged.counts;
-  w_.vision_rows.likely = n.vision_rows;
-  w_.prefix_rows.likely = n.prefix_rows;
-  w_.suffix_rows.likely = n.suffix_rows;
-  const int pictures = requests == 1 ? n.pictures : capacity_.pictures;
+// What the device may size its work by: what a record's key says (run_recorded) and how the network was
+// opened, and nothing of one call.
+void NetworkImpl::expect_inputs(const Pass& pass) {
+  w_.vision_rows.likely = pass.pictures * arch_.vision.tokens();
+  w_.prefix_rows.likely = w_.vision_rows.likely + pass.requests * prompt_tokens_;
+  w_.suffix_rows.likely = pass.requests * arch_.horizon;
+  const int pictures = pass.requests == 1 ? pass.pictures : capacity_.pictures;
   const int rows = pictures * arch_.vision.tokens() + arch_.max_tokens;
   w_.prefix_segments.max_rows = w_.prefix_segments.max_keys = rows;
   w_.suffix_segments.max_keys = rows + arch_.horizon;
@@ -370,10 +363,11 @@ Status NetworkImpl::run(std::span<const NetworkRequest> requests, int steps, Sta
   if (tap != nullptr && requests.size() != 1)
     return Status::runtime("a stage tap watches one request at a time");
   SF_RETURN_IF_ERROR(stage_inputs(requests));
-  expect_inputs(static_cast<int>(requests.size()));
+  const Pass pass{static_cast<int>(requests.size()), w_.staged.counts->pictures};
+  expect_inputs(pass);
   SF_ASSIGN_OR_RETURN(const stages::Schedule* schedule, denoise_.schedule(*backend_, steps));
   if (tap == nullptr && backend_->records()) {
-    SF_RETURN_IF_ERROR(run_recorded(*schedule, requests, times));
+    SF_RETURN_IF_ERROR(run_recorded(*schedule, pass, requests, times));
   } else {
     SF_RETURN_IF_ERROR(run_stages(*schedule, *requests[0].input, times, tap));
     use_the_wait(requests);
@@ -382,6 +376,34 @@ Status NetworkImpl::run(std::span<const NetworkRequest> requests, int steps, Sta
       static_cast<std::size_t>(arch_.horizon) * static_cast<std::size_t>(arch_.action_dim);
   for (std::size_t r = 0; r < requests.size(); ++r)
     std::copy_n(w_.staged.actions + r * action_size, action_size, requests[r].actions.begin());
+  return {};
+}
+
+Status NetworkImpl::prepare(std::span<const PassShape> shapes, const ProgressFunction& progress) {
+  if (!backend_->records()) return {};
+  const auto size =
+      static_cast<std::size_t>(arch_.vision.image) * static_cast<std::size_t>(arch_.vision.image) * 3;
+  std::vector<float> noise(static_cast<std::size_t>(arch_.horizon) *
+                           static_cast<std::size_t>(arch_.action_dim)),
+      actions(noise.size());
+  for (std::size_t i = 0; i < shapes.size(); ++i) {
+    const PassShape& shape = shapes[i];
+    stages::ModelInput input;
+    for (int p = 0; p < shape.pictures; ++p) input.pictures.push_back({p, std::vector<float>(size)});
+    input.picture_count = shape.pictures;
+    input.tokens = {0};
+    const std::vector<NetworkRequest> requests(static_cast<std::size_t>(std::max(0, shape.requests)),
+                                               {&input, noise, actions});
+    SF_RETURN_IF_ERROR(stage_inputs(requests).with_context("preparing"));
+    SF_ASSIGN_OR_RETURN(const stages::Schedule* schedule, denoise_.schedule(*backend_, shape.steps));
+    const Pass pass{shape.requests, w_.staged.counts->pictures};
+    expect_inputs(pass);
+    // The record is for all of them; this run is for the first one, whose rows come first.
+    SF_RETURN_IF_ERROR(stage_inputs({requests.data(), 1}));
+    SF_RETURN_IF_ERROR(run_recorded(*schedule, pass, requests, nullptr).with_context("preparing"));
+    if (progress) progress(i + 1, shapes.size());
+  }
+  backend_->keep_recordings();
   return {};
 }
 
@@ -414,6 +436,7 @@ Status NetworkImpl::run_stages(const stages::Schedule& schedule, const stages::M
       static_cast<std::size_t>(w_.staged.counts->suffix_rows * arch_.action_dim) * sizeof(float));
   SF_RETURN_IF_ERROR(backend_->finish());
   if (times != nullptr) {
+    times->recorded = false;
     times->vision = after_vision;
     times->prefix = after_prefix - after_vision;
     times->denoise = milliseconds_since(begin) - after_prefix;
@@ -424,22 +447,21 @@ Status NetworkImpl::run_stages(const stages::Schedule& schedule, const stages::M
 // Everything but the upload in one record: stages, the download. What varies from call to call (lengths,
 // masks, frames' sizes, noise) lies in what is uploaded; how many requests, pictures and steps there are
 // chooses the record.
-Status NetworkImpl::run_recorded(const stages::Schedule& schedule, std::span<const NetworkRequest> requests,
-                                 StageTimes* times) {
+Status NetworkImpl::run_recorded(const stages::Schedule& schedule, const Pass& pass,
+                                 std::span<const NetworkRequest> requests, StageTimes* times) {
   const zones::Zone zone("graph");
   const std::size_t actions =
       requests.size() * static_cast<std::size_t>(arch_.horizon) * static_cast<std::size_t>(arch_.action_dim);
-  const auto key = static_cast<std::uint64_t>(schedule.steps) |
-                   static_cast<std::uint64_t>(schedule.slot) << 16 |
-                   static_cast<std::uint64_t>(requests.size()) << 24 |
-                   static_cast<std::uint64_t>(w_.staged.counts->pictures) << 40;
+  const auto key =
+      static_cast<std::uint64_t>(schedule.steps) | static_cast<std::uint64_t>(schedule.slot) << 16 |
+      static_cast<std::uint64_t>(pass.requests) << 24 | static_cast<std::uint64_t>(pass.pictures) << 40;
   const auto feed = [this] {
     backend_->mark(0);
     upload_inputs();
   };
-  const auto body = [this, &schedule, actions] {
+  const auto body = [this, &schedule, &pass, actions] {
     backend_->mark(1);
-    if (w_.staged.counts->pictures > 0) enqueue_vision();
+    if (pass.pictures > 0) enqueue_vision();
     backend_->mark(2);
     prefix_.embed(*backend_, prefix_run());
     prefix_.run(*backend_, prefix_run());
@@ -449,10 +471,12 @@ Status NetworkImpl::run_recorded(const stages::Schedule& schedule, std::span<con
     backend_->download(w_.staged.actions, w_.actions.data, actions * sizeof(float));
     backend_->mark(5);
   };
+  const int before = backend_->recordings();
   backend_->replay(key, std::cref(feed), std::cref(body));
   use_the_wait(requests);
   SF_RETURN_IF_ERROR(backend_->finish());
   if (times != nullptr) {
+    times->recorded = backend_->recordings() != before;
     times->device = backend_->elapsed(0, 5);
     times->vision = backend_->elapsed(1, 2);
     times->prefix = backend_->elapsed(2, 3);

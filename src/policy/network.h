@@ -33,8 +33,15 @@ struct NetworkOptions {
   std::string device = "auto", precision = "auto";
   int threads = 0;
   int max_batch = 1;
-  int max_pictures = 3;  // per request
+  int max_pictures = 3;   // per request
+  int prompt_tokens = 0;  // to expect in a request, for the shapes of a device's work; 0: as many as fit
   ProgressFunction progress;
+};
+
+// What a device that records its work records at once.
+struct PassShape {
+  int requests = 1, pictures = 1;  // pictures: of each request
+  int steps = 10;
 };
 
 struct NetworkInfo {
@@ -58,10 +65,15 @@ class Network {
                                                  const weights::Architecture& architecture,
                                                  const NetworkOptions& options);
   virtual ~Network() = default;
-  // All requests in one ragged pass; `times` gets vision, prefix, denoise and steps. `tap` only with one
-  // request.
+  // All requests in one ragged pass; `times` gets vision, prefix, denoise, steps and recorded. `tap` only
+  // with one request.
   virtual Status run(std::span<const NetworkRequest> requests, int steps, StageTimes* times,
                      StageTap* tap) = 0;
+  // Records passes of these shapes now, on a device that records: each runs once for one request of grey
+  // pictures and one token. They are kept; any other shape is recorded when it comes (StageTimes::recorded).
+  virtual Status prepare(std::span<const PassShape> shapes, const ProgressFunction& progress) = 0;
+  // Recordings made so far; not while a pass runs.
+  virtual int recordings() const = 0;
   virtual const NetworkInfo& info() const = 0;
 };
 

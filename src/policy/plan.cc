@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "core/status_macros.h"
+#include "weights/manifest.h"
 
 namespace servoflow::policy {
 namespace {
@@ -86,6 +87,19 @@ std::uint64_t lay_out(Inputs& in, std::byte* block, bool raw, const weights::Arc
 }
 
 }  // namespace
+
+std::uint64_t packed_parameters(const weights::Architecture& a, bool token_table) {
+  const std::string last = weights::kLanguagePrefix + ("layers." + std::to_string(a.prefix.depth - 1) + ".");
+  std::uint64_t total = 0;
+  for (const weights::TensorSpec& t : weights::manifest(a)) {
+    const bool dead = (t.name == weights::kTokenTable && !token_table) ||
+                      t.name == std::string(weights::kLanguagePrefix) + "norm.weight" ||
+                      t.name.starts_with(last + "mlp.") || t.name.starts_with(last + "post_") ||
+                      t.name == last + "self_attn.o_proj.weight";
+    if (!dead) total += static_cast<std::uint64_t>(t.shape.elements());
+  }
+  return total;
+}
 
 Result<Workspace> plan_workspace(ops::Backend& backend, const weights::Architecture& a,
                                  const Capacity& capacity) {

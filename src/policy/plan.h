@@ -51,6 +51,10 @@ struct Workspace {
   std::uint64_t bytes = 0;  // device memory in all
 };
 
+// Parameters that go to the device: all but the token table where it is used in place, and what only the
+// prefix's unused output needs.
+std::uint64_t packed_parameters(const weights::Architecture& architecture, bool token_table);
+
 Result<Workspace> plan_workspace(ops::Backend& backend, const weights::Architecture& architecture,
                                  const Capacity& capacity);
 

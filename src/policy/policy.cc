@@ -15,6 +15,7 @@
 #include "policy/network.h"
 #include "policy/neutral_contract.h"
 #include "policy/noise.h"
+#include "stages/denoise/denoise.h"
 #include "stages/postprocess/postprocessor.h"
 #include "stages/preprocess/preprocessor.h"
 #include "weights/checkpoint.h"
@@ -37,6 +38,8 @@ int camera_slots(const weights::Checkpoint& checkpoint) {
       if (feature.is_object() && feature.value("type", Json()) == "VISUAL") ++cameras;
   return std::max(3, cameras);
 }
+
+constexpr std::size_t kMostPreparedSteps = 4;  // as many schedules as a network keeps
 
 // One device with the weights on it.
 struct Place {
@@ -83,23 +86,31 @@ struct Policy::Impl {
   Status open(std::shared_ptr<const weights::WeightSource> source, Clock::time_point begin) {
     if (!options.robot.empty() || options.check_robot)
       SF_RETURN_IF_ERROR(contract_of(options.robot).status());
+    SF_RETURN_IF_ERROR(check_expectations());
     SF_ASSIGN_OR_RETURN(const std::vector<std::string> devices, ops::device_list(options.device));
+    const std::vector<policy::PassShape> shapes = expected_passes();
     for (std::size_t i = 0; i < devices.size(); ++i) {
-      policy::NetworkOptions network_options{.device = devices[i],
-                                             .precision = options.precision,
-                                             .threads = options.threads,
-                                             .max_batch = options.max_batch,
-                                             .max_pictures = info.camera_slots,
-                                             .progress = options.progress};
-      if (devices.size() > 1 && options.progress)
-        network_options.progress = [&, i](std::uint64_t done, std::uint64_t total) {
-          options.progress(i * total + done, devices.size() * total);
+      // Of all devices together.
+      const auto part_of_all = [&, i](const ProgressFunction& all) -> ProgressFunction {
+        if (devices.size() == 1 || !all) return all;
+        return [&all, i, count = devices.size()](std::uint64_t done, std::uint64_t total) {
+          all(i * total + done, count * total);
         };
+      };
+      const policy::NetworkOptions network_options{.device = devices[i],
+                                                   .precision = options.precision,
+                                                   .threads = options.threads,
+                                                   .max_batch = options.max_batch,
+                                                   .max_pictures = info.camera_slots,
+                                                   .prompt_tokens = options.prompt_tokens,
+                                                   .progress = part_of_all(options.progress)};
       places.push_back(std::make_unique<Place>());
       places.back()->index = i;
       SF_ASSIGN_OR_RETURN(places.back()->network,
                           policy::Network::create(source, architecture, network_options));
-      add_to_info(places.back()->network->info());
+      policy::Network& network = *places.back()->network;
+      SF_RETURN_IF_ERROR(network.prepare(shapes, part_of_all(options.preparing)));
+      add_to_info(network);
     }
     info.horizon = architecture.horizon;
     info.model_action_dim = architecture.action_dim;
@@ -109,7 +120,48 @@ struct Policy::Impl {
     return {};
   }
 
-  void add_to_info(const policy::NetworkInfo& n) {
+  // What can be known of them before any weight is read.
+  Status check_expectations() const {
+    if (options.prepare_steps.size() > kMostPreparedSteps)
+      return Status::invalid("prepare_steps: " + std::to_string(options.prepare_steps.size()) +
+                             " numbers of steps; at most " + std::to_string(kMostPreparedSteps) +
+                             " are kept at once");
+    for (const int steps : options.prepare_steps)
+      if (steps < 1 || steps > stages::kMaxSteps)
+        return Status::invalid("prepare_steps: " + std::to_string(steps) + " Euler steps; choose 1 to " +
+                               std::to_string(stages::kMaxSteps));
+    if (options.prompt_tokens < 0 || options.prompt_tokens > architecture.max_tokens)
+      return Status::invalid("prompt_tokens: " + std::to_string(options.prompt_tokens) +
+                             "; the model takes at most " + std::to_string(architecture.max_tokens));
+    return {};
+  }
+
+  // The passes that sessions of this policy are to be expected to ask for.
+  std::vector<policy::PassShape> expected_passes() const {
+    int least = 1, most = info.camera_slots;
+    // A policy whose checkpoint names no robot can be opened: its sessions name theirs.
+    if (const Result<contract::Contract> c = contract_of(options.robot); c.ok()) {
+      least = most = 0;
+      for (const contract::CameraSlot& camera : c->cameras) {
+        if (camera.key.empty()) continue;
+        most += 1;
+        least += camera.required ? 1 : 0;
+      }
+      most = std::min(most, info.camera_slots);
+      least = std::clamp(least, std::min(1, most), most);
+    }
+    std::vector<int> steps = options.prepare_steps;
+    if (steps.empty()) steps.push_back(architecture.default_steps);
+    std::vector<policy::PassShape> out;
+    for (const int n : steps)
+      for (int requests = 1; requests <= std::max(1, options.max_batch); ++requests)
+        for (int pictures = least; pictures <= most; ++pictures)
+          out.push_back({.requests = requests, .pictures = pictures, .steps = n});
+    return out;
+  }
+
+  void add_to_info(const policy::Network& network) {
+    const policy::NetworkInfo& n = network.info();
     if (info.devices.empty()) {
       info.backend = n.backend;
       info.precision = n.precision;
@@ -120,7 +172,8 @@ struct Policy::Impl {
     info.device += (info.devices.empty() ? "" : ",") + n.device;
     info.weight_bytes += n.weight_bytes;
     info.workspace_bytes += n.workspace_bytes;
-    info.devices.push_back({n.device, n.backend, n.hardware, n.weight_bytes, n.workspace_bytes});
+    info.devices.push_back(
+        {n.device, n.backend, n.hardware, n.weight_bytes, n.workspace_bytes, network.recordings()});
   }
 
   // Takes a seat on the device with the fewest sessions, the first of equals.

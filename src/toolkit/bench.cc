@@ -60,8 +60,14 @@ class Bench {
     PolicyOptions options = o_.policy;
     options.robot = o_.robot;
     options.max_batch = o_.work.batch;
+    options.prepare_steps = {o_.work.steps};
+    // Too many are refused below, with the option's name.
+    const auto expect_tokens = [&] {
+      if (!o_.prompt) options.prompt_tokens = std::min(o_.work.tokens, architecture_.max_tokens);
+    };
     if (!o_.synthetic.empty()) {
       SF_ASSIGN_OR_RETURN(architecture_, policy::synthetic_architecture(o_.synthetic, o_.work.horizon));
+      expect_tokens();
       SF_ASSIGN_OR_RETURN(policy_, Policy::open_synthetic(o_.synthetic, options, 0, o_.work.horizon));
     } else {
       SF_ASSIGN_OR_RETURN(const weights::Checkpoint checkpoint, weights::open_checkpoint(o_.checkpoint));
@@ -72,6 +78,7 @@ class Bench {
                                "; only --synthetic weights can have any");
       // Latency needs no robot: a checkpoint that names none is measured from frames to normalised actions.
       if (options.robot.empty() && checkpoint.layout == weights::Layout::kOpenpi) options.robot = "none";
+      expect_tokens();
       SF_ASSIGN_OR_RETURN(policy_, Policy::open(o_.checkpoint, options));
     }
     const PolicyInfo& info = policy_.info();
@@ -151,6 +158,7 @@ class Bench {
       after += robots_.chunk(r).times.postprocess;
     }
     const StageTimes& t = robots_.chunk(0).times;  // the network ran once for all
+    recorded_ += t.recorded ? 1 : 0;
     samples_.preprocess.push_back(before);
     samples_.vision.push_back(t.vision);
     samples_.prefix.push_back(t.prefix);
@@ -208,6 +216,8 @@ class Bench {
     report.work.horizon = info.horizon;
     report.work.tokens = robots_.chunk(0).prefix_tokens - o_.work.views * architecture_.vision.tokens();
     report.ready_s = info.ready_seconds;
+    report.prepared = info.devices[0].prepared;
+    report.recorded = recorded_;
     report.device_bytes = info.weight_bytes + info.workspace_bytes;
     report.end_to_end = describe(std::move(samples_.end_to_end));
     if (!samples_.device.empty()) report.device_ms = describe(std::move(samples_.device));
@@ -251,6 +261,7 @@ class Bench {
   std::unique_ptr<GpuWatch> watch_;
   std::optional<DevicePeaks> ceilings_;
   Samples samples_;
+  int recorded_ = 0;
 };
 
 }  // namespace

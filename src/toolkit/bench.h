@@ -68,6 +68,8 @@ struct BenchReport {
   int threads = 0, repeat = 0, warmup = 0;
   WorkShape work;
   double ready_s = 0;
+  int prepared = 0,
+      recorded = 0;  // records made before ready; samples in which the device had to record first
   std::uint64_t peak_rss_bytes = 0, device_bytes = 0;
   Distribution end_to_end;
   std::optional<Distribution> device_ms;    // by the GPU's own clock, first copy in to last copy out
@@ -95,7 +97,7 @@ Status bench_outcome(const BenchReport& report);
 std::string bench_text(const BenchReport& report);
 // The documented schema: {work, precision, device, ready_s, peak_rss_bytes, device_bytes, end_to_end_ms,
 // stages_ms, machine, build} and, beyond it, {model, backend, threads, hardware, warmup_ms, device_ms, rates,
-// peaks, device_peaks, gpu, memory, actions, batches, components}.
+// peaks, device_peaks, gpu, memory, actions, batches, components, records}.
 Json bench_to_json(const BenchReport& report);
 
 }  // namespace servoflow::toolkit

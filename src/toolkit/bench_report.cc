@@ -121,7 +121,9 @@ std::string bench_text(const BenchReport& r) {
       r.model, r.backend, r.precision, r.hardware.empty() ? fmt::format("{} threads", r.threads) : r.hardware,
       w.views, w.tokens, w.horizon, w.steps, w.batch, r.ragged ? " (ragged: at most that)" : "", r.repeat,
       r.warmup);
-  out += fmt::format("ready in {:.2f} s; peak memory {}, {} weights and workspace {}\n\n", r.ready_s,
+  if (r.recorded > 0) out += fmt::format("{} of the runs had to be recorded first\n", r.recorded);
+  out += fmt::format("ready in {:.2f} s{}; peak memory {}, {} weights and workspace {}\n\n", r.ready_s,
+                     r.prepared > 0 ? fmt::format(" with {} recordings", r.prepared) : "",
                      bytes_text(static_cast<double>(r.peak_rss_bytes)),
                      r.hardware.empty() ? "of it" : "and on the GPU",
                      bytes_text(static_cast<double>(r.device_bytes)));
@@ -195,6 +197,7 @@ Json bench_to_json(const BenchReport& r) {
               {"repeat", r.repeat},
               {"warmup", r.warmup},
               {"ready_s", r.ready_s},
+              {"records", {{"before_ready", r.prepared}, {"in_samples", r.recorded}}},
               {"peak_rss_bytes", r.peak_rss_bytes},
               {"device_bytes", r.device_bytes},
               {"end_to_end_ms", distribution_to_json(r.end_to_end)},

@@ -38,6 +38,7 @@ Json chunk_to_json(const ActionChunk& c) {
             {"steps", c.times.steps},
             {"postprocess", c.times.postprocess},
             {"total", c.times.total}}},
+          {"recorded", c.times.recorded},
           {"prefix_tokens", c.prefix_tokens},
           {"prompt_truncated", c.prompt_truncated},
           {"request", c.request},

@@ -1,20 +1,27 @@
 #!/bin/bash
-# compute-sanitizer over the tests of the CUDA operations: every tool on every test of the filter, tools side by side.
+# compute-sanitizer over tests of the CUDA backend: every tool on every test of the filter, tools side by side.
 #
 # usage: sanitize.sh TEST_BINARY [FILTER [SECONDS [TOOLS]]]
-#   FILTER   as in --gtest_filter; default: all of bf16 but the shapes of full size
+#   FILTER   as in --gtest_filter; default: all operations in bf16 but the shapes of full size
 #   SECONDS  for each tool; default 600. A tool that does not finish has failed, and says how far it came.
 #   TOOLS    default: "memcheck racecheck synccheck initcheck"
+# An argument that is empty is one that is not given. SANITIZER: the program, where it is not found.
 #
 # memcheck: accesses outside of allocations; racecheck: shared memory; synccheck: barriers; initcheck: reads of global
-# memory that nobody wrote. Prints one line per tool; what was found is in the logs that it names.
+# memory that nobody wrote, which is little here: the backend hands out zeroed memory. Prints one line per tool; what
+# was found is in the logs that it names. A tool under which no test ran has failed.
 set -uo pipefail
+if [[ $# -lt 1 || ! -x $1 ]]; then
+  echo "sanitize: ${1:-TEST_BINARY} is not a program; see the head of $0" >&2
+  exit 2
+fi
 binary=$1
 filter=${2:-'Cuda/Ops.*/bf16:-*.ExpertOfFullSize/*'}
 limit=${3:-600}
 tools=${4:-memcheck racecheck synccheck initcheck}
-sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda*/bin/compute-sanitizer 2>/dev/null | tail -1)
-if [[ -z $sanitizer ]]; then
+sanitizer=${SANITIZER:-$(command -v compute-sanitizer ||
+  ls /usr/local/cuda*/bin/compute-sanitizer /usr/local/cuda*/compute-sanitizer/compute-sanitizer 2>/dev/null | tail -1)}
+if [[ ! -x $sanitizer ]]; then
   echo "sanitize: compute-sanitizer is not here; it comes with the CUDA toolkit" >&2
   exit 2
 fi
@@ -23,7 +30,6 @@ echo "filter: $filter"
 logs=$(mktemp -d)
 run() {
   local tool=$1 options=() begin=$SECONDS status=0
-  # The tests write every output before they read it, and so must the kernels.
   [[ $tool == memcheck ]] && options=(--leak-check no)
   timeout -k 5 "$limit" "$sanitizer" --tool "$tool" --error-exitcode 86 --print-limit 20 "${options[@]}" "$binary" \
     --gtest_filter="$filter" >"$logs/$tool.log" 2>&1 || status=$?
@@ -33,7 +39,12 @@ run() {
   summary=$(grep -E 'ERROR SUMMARY|RACECHECK SUMMARY' "$logs/$tool.log" | tail -1 | sed 's/^=* *//')
   case $status in
     124 | 137) summary="NOT FINISHED in $limit s, in $(grep '^\[ RUN' "$logs/$tool.log" | tail -1 | sed 's/^.*\] //'); $summary" ;;
-    0) ;;
+    0)
+      if [[ $passed == 0 ]]; then
+        status=1
+        summary="no test of this name; $summary"
+      fi
+      ;;
     *) summary="exit $status; $summary" ;;
   esac
   printf '%-10s %3d tests passed, %d failed, %4d s: %s (%s)\n' "$tool" "$passed" "$failed" $((SECONDS - begin)) \

@@ -14,7 +14,7 @@ namespace {
 
 constexpr std::uint64_t kArenaBlock = std::uint64_t{64} << 20;
 constexpr std::uint64_t kStaging = std::uint64_t{32} << 20;
-constexpr std::size_t kGraphs = 32;  // kept at once
+constexpr int kLateRecordings = 32;  // kept at once of those that keep_recordings() came too early for
 
 std::uint64_t round_up(std::uint64_t n, std::uint64_t to) { return (n + to - 1) / to * to; }
 
@@ -65,11 +65,10 @@ Result<std::unique_ptr<CudaBackend>> CudaBackend::create(const std::string& prec
   for (cudaEvent_t& event : b->marks_) SF_RETURN_IF_ERROR(must(cudaEventCreate(&event), "cudaEventCreate"));
   SF_RETURN_IF_ERROR(must(cudaMalloc(&b->bad_, sizeof(int)), "cudaMalloc"));
   if (b->wgmma_ && path == CudaPath::kBest && expert_loop_fits()) {
-    constexpr std::size_t kWords = (kLoopRequests * kLoopCounters + 1) * 32;
-    SF_ASSIGN_OR_RETURN(void* counters, b->allocate(kWords * sizeof(unsigned)));
-    SF_ASSIGN_OR_RETURN(void* complaint, b->allocate_staging(4 * sizeof(unsigned)));
+    SF_ASSIGN_OR_RETURN(void* counters, b->allocate(kLoopCounterWords * sizeof(unsigned)));
+    SF_ASSIGN_OR_RETURN(void* stall, b->allocate_staging(sizeof(LoopStall)));
     b->loop_counters_ = static_cast<unsigned*>(counters);
-    b->loop_complaint_ = static_cast<unsigned*>(complaint);
+    b->loop_stall_ = static_cast<LoopStall*>(stall);
     b->loop_ = true;
   }
   return std::move(b);
@@ -78,7 +77,7 @@ Result<std::unique_ptr<CudaBackend>> CudaBackend::create(const std::string& prec
 CudaBackend::~CudaBackend() {
   select();
   if (stream_.stream != nullptr) cudaStreamSynchronize(stream_.stream);
-  for (const auto& [key, graph] : graphs_) cudaGraphExecDestroy(graph);
+  for (const auto& [key, recording] : recordings_) cudaGraphExecDestroy(recording.graph);
   for (cudaEvent_t event : marks_)
     if (event != nullptr) cudaEventDestroy(event);
   for (cudaEvent_t event : staged_)
@@ -94,8 +93,18 @@ CudaBackend::~CudaBackend() {
 void CudaBackend::select() const { cudaSetDevice(ordinal_); }
 
 bool CudaBackend::ok(cudaError_t error, const char* what) {
-  if (error != cudaSuccess) fail(cuda_error(error, what));
+  if (error != cudaSuccess) fail(explained(error, what));
   return error == cudaSuccess;
+}
+
+// An error of this call or of what ran before it; the loop says itself what stopped it.
+Status CudaBackend::explained(cudaError_t error, const char* what) const {
+  if (loop_stall_ == nullptr || loop_stall_->wanted == 0) return cuda_error(error, what);
+  return cuda_error(error,
+                    "the denoise loop stopped itself: " + describe(*loop_stall_, loop_launch_) +
+                        ". Its blocks have to run on the GPU all at once, and some did not come for two "
+                        "seconds. Is another process using this GPU (MPS)? Load the policy again, with the "
+                        "GPU to itself");
 }
 
 std::int64_t CudaBackend::pitch(int cols, DType) const {
@@ -278,19 +287,8 @@ void CudaBackend::take_turn() {
 Status CudaBackend::wait() {
   select();
   const std::unique_lock<std::mutex> turn = std::move(turn_);  // ends with this wait
-  if (const cudaError_t e = cudaStreamSynchronize(stream_.stream); e != cudaSuccess) {
-    const unsigned* c = loop_complaint_;
-    if (c != nullptr && c[2] != 0)
-      return cuda_error(
-          e,
-          "the denoise loop stopped itself: its blocks have to run on the GPU all at once, and "
-          "some did not come for two seconds. Is another process using this GPU (MPS)? Load the "
-          "policy again, with the GPU to itself. Block " +
-              std::to_string(c[3]) + " saw " + std::to_string(c[1]) + " of " + std::to_string(c[2]) +
-              " arrivals at counter " + std::to_string(c[0]));
-    return cuda_error(e, "kernels");
-  }
-  return {};
+  const cudaError_t e = cudaStreamSynchronize(stream_.stream);
+  return e == cudaSuccess ? Status() : explained(e, "kernels");
 }
 
 void CudaBackend::replay(std::uint64_t key, const std::function<void()>& feed,
@@ -298,8 +296,9 @@ void CudaBackend::replay(std::uint64_t key, const std::function<void()>& feed,
   if (failed()) return;
   select();
   feed();
-  const auto found = graphs_.find(key);
-  if (found == graphs_.end()) {
+  ++replays_;
+  const auto found = recordings_.find(key);
+  if (found == recordings_.end()) {
     // Run once for real: it loads the kernels and sizes the scratch memory, which recording must not do.
     body();
     if (Status status = finish(); !status.ok()) return fail(std::move(status));
@@ -317,15 +316,36 @@ void CudaBackend::replay(std::uint64_t key, const std::function<void()>& feed,
     const bool made = ok(cudaGraphInstantiate(&executable, graph, 0), "instantiating the graph");
     cudaGraphDestroy(graph);
     if (!made) return;
-    if (graphs_.size() >= kGraphs) {
-      cudaGraphExecDestroy(graphs_.begin()->second);
-      graphs_.erase(graphs_.begin());
-    }
-    graphs_.emplace(key, executable);
-    return;  // this call has run already
+    make_room();
+    recordings_.emplace(key, Recording{.graph = executable, .loop = loop_launch_, .used = replays_});
+    ++made_;
+    ok(cudaGraphUpload(executable, stream_.stream),
+       "uploading the graph");  // now, and not with its first launch
+    return;                     // this call has run already
   }
+  found->second.used = replays_;
+  loop_launch_ = found->second.loop;
   take_turn();
-  ok(cudaGraphLaunch(found->second, stream_.stream), "launching the graph");
+  ok(cudaGraphLaunch(found->second.graph, stream_.stream), "launching the graph");
+}
+
+void CudaBackend::keep_recordings() {
+  for (auto& [key, recording] : recordings_) recording.kept = true;
+}
+
+// Of the recordings that are not to be kept, the one that was not used for longest goes when there are too
+// many.
+void CudaBackend::make_room() {
+  auto oldest = recordings_.end();
+  int late = 0;
+  for (auto it = recordings_.begin(); it != recordings_.end(); ++it) {
+    if (it->second.kept) continue;
+    ++late;
+    if (oldest == recordings_.end() || it->second.used < oldest->second.used) oldest = it;
+  }
+  if (late < kLateRecordings) return;
+  cudaGraphExecDestroy(oldest->second.graph);
+  recordings_.erase(oldest);
 }
 
 void CudaBackend::do_letterbox(const Letterbox& op) { ok(cuda::letterbox(stream_, op), "letterbox"); }

@@ -46,6 +46,8 @@ class CudaBackend : public Backend {
   bool prefers_parts() const override { return half_; }
   void replay(std::uint64_t key, const std::function<void()>& feed,
               const std::function<void()>& body) override;
+  int recordings() const override { return made_; }
+  void keep_recordings() override;
   void mark(int i) override;
   double elapsed(int i, int j) override;
 
@@ -54,6 +56,11 @@ class CudaBackend : public Backend {
   void expert_step(const ExpertStep& op) override;
   void denoise_loop(const DenoiseLoop& op) override;
   void prepare_schedule(const ExpertWeights& w, const ModulationRow& modulation, int steps) override;
+
+  // For tests: the denoise loop's launch by another launcher, such as a copy of the kernel. False where this
+  // backend does not run the loop as one launch.
+  using LoopLauncher = cudaError_t (*)(const Stream&, const ExpertLoop&);
+  bool launch_loop_by(LoopLauncher launcher);
 
  protected:
   Status wait() override;
@@ -72,6 +79,7 @@ class CudaBackend : public Backend {
   CudaBackend() = default;
   void select() const;  // makes this backend's device the thread's
   bool ok(cudaError_t error, const char* what);
+  Status explained(cudaError_t error, const char* what) const;
   const WeightLayout* layout_of(const Weight& w);
   Product product_of(const Matrix& x, const Count& rows, const Weight& w);
   DeviceEpilogue epilogue_of(const Epilogue& e, const Matrix& y) const;
@@ -118,15 +126,26 @@ class CudaBackend : public Backend {
   cudaEvent_t staged_[2] = {};
   int* bad_ = nullptr;
   std::unordered_map<const void*, WeightLayout> layouts_;
-  std::map<std::uint64_t, cudaGraphExec_t> graphs_;
+  struct Recording {
+    cudaGraphExec_t graph = nullptr;
+    LoopLaunch loop;
+    std::uint64_t used = 0;  // when, in calls of replay
+    bool kept = false;
+  };
+  void make_room();
+  std::map<std::uint64_t, Recording> recordings_;
+  std::uint64_t replays_ = 0;
+  int made_ = 0;
   cudaEvent_t marks_[kMarks] = {};
   bool recording_ = false;
   std::unordered_map<const float*, ShiftProducts> shift_products_;
   std::unique_lock<std::mutex> turn_;  // on the device, while a denoise loop may be on it
   unsigned* loop_counters_ = nullptr;
-  unsigned* loop_complaint_ = nullptr;  // on the host, written by the device
-  Scratch squares_, expert_rows_;       // the denoise loop's: sums of squares, rows between its products
-  Scratch partials_, rounded_;          // of sums that are split; inputs rounded to bf16
+  LoopStall* loop_stall_ = nullptr;  // on the host, written by the device
+  LoopLaunch loop_launch_;           // the last
+  LoopLauncher loop_launcher_ = nullptr;
+  Scratch squares_, expert_rows_;  // the denoise loop's: sums of squares, rows between its products
+  Scratch partials_, rounded_;     // of sums that are split; inputs rounded to bf16
 };
 
 }  // namespace servoflow::ops::cuda

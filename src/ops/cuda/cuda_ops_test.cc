@@ -1,6 +1,7 @@
 // The CUDA backend against the reference. Needs a GPU.
 #include "ops/attention_conformance.h"
 #include "ops/block_conformance.h"
+#include "ops/cuda/expert_problem.h"
 #include "ops/cuda/paths.h"
 #include "ops/input_conformance.h"
 
@@ -49,6 +50,28 @@ TEST_P(Ops, ReplaysWhatItRecorded) {
   }
 }
 
+// Those that were there when it was told so stay; of the others only the last used do.
+TEST_P(Ops, KeepsTheRecordingsItWasToldTo) {
+  const Matrix x = device.put(normal(64, 5), 1, 64, DType::kF32), y = device.matrix(1, 64, DType::kF32);
+  const auto replay = [&](std::uint64_t key) {
+    const int before = device.b->recordings();
+    device.b->replay(
+        key, [] {}, [&] { device.b->scale_rows({.x = x, .y = y, .rows = {1}, .scale = 2}); });
+    const Status status = device.b->finish();
+    EXPECT_TRUE(status.ok()) << status.message();
+    return device.b->recordings() - before;
+  };
+  EXPECT_EQ(replay(1), 1);
+  EXPECT_EQ(replay(2), 1);
+  device.b->keep_recordings();
+  for (std::uint64_t key = 100; key < 140; ++key) {
+    EXPECT_EQ(replay(key), 1) << key;
+    EXPECT_EQ(replay(100), 0) << "used again and again, after key " << key;
+  }
+  for (const std::uint64_t key : {1, 2, 139, 120}) EXPECT_EQ(replay(key), 0) << key;
+  EXPECT_EQ(replay(101), 1) << "not used for longest";
+}
+
 // What a generated matrix is, is a matter of its bytes: those of weights/synth.h, here for one seed.
 TEST_P(Ops, GeneratesWhatTheHostWould) {
   ASSERT_TRUE(device.b->generates());
@@ -86,78 +109,14 @@ TEST_P(Ops, GeneratesWhatTheHostWould) {
 // The sizes that the denoise loop has kernels of its own for: rows beyond one pass of 56, requests of
 // different lengths, and a request that gets the same bits alone.
 TEST_P(Ops, ExpertOfFullSize) {
-  const int depth = 2, heads = 8, dim = 256, width = 1024, mlp = 4096, actions = 32, horizon = 25, keys = 700,
-            sites = 2 * depth + 1;
-  const std::vector<int> past = {100, 600, 37};
-  const int requests = 3, capacity = 4 * horizon;
-  std::vector<Segment> suffix;
-  for (int r = 0; r < requests; ++r)
-    suffix.push_back({r * horizon, horizon, r, past[static_cast<std::size_t>(r)]});
   std::vector<std::vector<float>> moved;
   for (Device* d : {&reference, &device}) {
-    BlockParts p{*d, true};
-    const DType f32 = DType::kF32;
-    const KvCache cache = p.cache(depth, 4, keys, 1, dim);
-    const RopeTable rope = p.rope(keys, dim);
-    void* q = *d->b->allocate(d->b->query_bytes(keys, heads, dim));
-    for (int layer = 0; layer < depth; ++layer)
-      for (int r = 0; r < requests; ++r) {
-        const int rows = past[static_cast<std::size_t>(r)], cols = (heads + 2) * dim;
-        const std::vector<Segment> segment = {{0, rows, r, 0}};
-        d->b->split_qkv({.qkv = d->put(p.values(rows * cols, 1), rows, cols, f32),
-                         .heads = heads,
-                         .segments = {d->array(segment), {1}, rows, keys},
-                         .rope = &rope,
-                         .q = q,
-                         .cache = &cache,
-                         .layer = layer});
-      }
-    std::vector<GemmaWeights> layers;
-    for (int layer = 0; layer < depth; ++layer)
-      layers.push_back({.qkv = p.heads(heads, 1, dim, width),
-                        .out = p.linear(width, heads * dim),
-                        .gate_up = p.gated(mlp, width),
-                        .down = p.linear(width, mlp)});
-    const auto projection = [&](int n, int k) {
-      const std::vector<float> values = p.values(n * k, 1 / std::sqrt(static_cast<float>(k)));
-      const HostMatrix host{f32, n, k, std::as_bytes(std::span(values)), "projection"};
-      return *d->b->pack({&host, 1}, {.keep_float32 = true});
-    };
-    const ExpertWeights w{.layers = layers.data(),
-                          .depth = depth,
-                          .width = width,
-                          .heads = heads,
-                          .action_in = projection(width, actions),
-                          .action_out = projection(actions, width),
-                          .action_in_bias = p.vector(width),
-                          .action_out_bias = p.vector(actions)};
-    const std::vector<float> noise = p.values(capacity * actions, 1);
-    const ModulationRow modulation{
-        .table = p.vector(3 * sites * 3 * width, 0.5f), .step_pitch = sites * 3 * width, .width = width};
-    d->b->prepare_schedule(w, modulation, 3);
-    const BlockScratch scratch = p.scratch(capacity, width, heads, 1, dim, mlp);
-    const Matrix x = d->matrix(capacity, width, f32), velocity = d->matrix(capacity, actions, f32);
+    ExpertProblem problem(*d, {});
     for (const int count : {3, 3, 1}) {
       if (d == &reference && !moved.empty()) break;
-      const std::vector<std::int32_t> segments = {count}, rows = {count * horizon};
-      const Matrix a = d->put(noise, capacity, actions, f32);
-      d->b->denoise_loop({.step = {.weights = &w,
-                                   .actions = a,
-                                   .velocity = velocity,
-                                   .rows = {capacity, d->array(rows)},
-                                   .segments = {d->array(suffix), {4, d->array(segments)}, horizon, keys},
-                                   .cache = &cache,
-                                   .rope = &rope,
-                                   .modulation = modulation,
-                                   .x = x,
-                                   .scratch = scratch,
-                                   .final_normed = d->matrix(capacity, width, f32)},
-                          .first = 0,
-                          .steps = 2,
-                          .dt = -0.5f});
-      const Status status = d->b->finish();
-      ASSERT_TRUE(status.ok()) << status.message();
-      moved.push_back(d->get(a, count * horizon));
+      const Result<std::vector<float>> actions = problem.run(count);
+      ASSERT_TRUE(actions.ok()) << actions.status().message();
+      moved.push_back(*actions);
     }
   }
   expect_share("actions of the expert", measure(moved[1], moved[0]), half() ? 0x1p-6 : 1e-5,

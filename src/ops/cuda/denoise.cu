@@ -63,6 +63,11 @@ void CudaBackend::prepare_schedule(const ExpertWeights& w, const ModulationRow& 
     }
 }
 
+bool CudaBackend::launch_loop_by(LoopLauncher launcher) {
+  loop_launcher_ = launcher;
+  return loop_;
+}
+
 // Whether one launch can do it all. As above, the answer is the policy's and not one call's.
 bool CudaBackend::takes_loop(const DenoiseLoop& op) const {
   const Segments& s = op.step.segments;
@@ -94,7 +99,7 @@ void CudaBackend::run_loop(const DenoiseLoop& op, const float* shift) {
                   .attended = scaled + rows * kExpertWidth,
                   .hidden = scaled + rows * (kExpertWidth + kAttended),
                   .counters = loop_counters_,
-                  .complaint = loop_complaint_};
+                  .stall = loop_stall_};
   for (int layer = 0; layer < w.depth; ++layer) {
     const GemmaWeights& l = w.layers[layer];
     const auto at = [](const Weight& weight) { return static_cast<const __nv_bfloat16*>(weight.data); };
@@ -106,7 +111,8 @@ void CudaBackend::run_loop(const DenoiseLoop& op, const float* shift) {
                   32))
     return fail(Status::runtime("cuda: the driver refuses to describe the cache to the copy engine"));
   if (!recording_) take_turn();
-  ok(expert_loop(stream_, loop), "denoise loop");
+  loop_launch_ = {.first = op.first, .steps = op.steps, .depth = w.depth, .rows = step.segments.max_rows};
+  ok((loop_launcher_ != nullptr ? loop_launcher_ : expert_loop)(stream_, loop), "denoise loop");
 }
 
 ExpertEdge CudaBackend::edge_of(const DenoiseLoop& op, float* squares, __nv_bfloat16* scaled) {

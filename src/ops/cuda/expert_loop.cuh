@@ -9,14 +9,14 @@
 #include <cuda.h>
 
 #include "ops/cuda/expert.cuh"
+#include "ops/cuda/loop_stall.h"
 
 namespace servoflow::ops::cuda {
 
 inline constexpr int kLoopClusters = 15, kLoopRanks = 8, kLoopBlocks = kLoopClusters * kLoopRanks;
 inline constexpr int kLoopRows = 56;   // of one request, in groups of 8
 inline constexpr int kLoopKeys = 128;  // that one block of a cluster can attend to
-inline constexpr int kLoopLayers = 32, kLoopRequests = 16;
-inline constexpr int kLoopCounters = 33;  // per request, 128 bytes apart
+inline constexpr int kLoopLayers = 32;
 
 // Keys of a request are dealt to the eight blocks of a cluster: an eighth of the prefix's and an eighth of
 // the suffix's each.
@@ -49,9 +49,13 @@ struct ExpertLoop {
   ExpertEdge edge;  // squares and residual are the loop's, too
   // Rows between tasks: kLoopRows of each request, in the order of loop_at().
   __nv_bfloat16 *attended = nullptr, *hidden = nullptr;
-  unsigned* counters = nullptr;   // [requests][kLoopCounters][32] and one more, all zero between launches
-  unsigned* complaint = nullptr;  // what a wait that never ended waited for
+  // [requests][kLoopCounters][32], 128 bytes apart, and two more: of blocks that are through, of threads that
+  // gave up. All zero between launches.
+  unsigned* counters = nullptr;
+  LoopStall* stall = nullptr;  // in host memory, for a wait that never ended
 };
+
+inline constexpr int kLoopCounterWords = (kLoopRequests * kLoopCounters + 2) * 32;
 
 // True if this device can hold all blocks at once.
 bool expert_loop_fits();

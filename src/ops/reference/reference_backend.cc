@@ -1,9 +1,12 @@
 // Every operation of ops.h as a plain scalar loop in double or float: the specification, and the oracle of
 // every test.
 #include <algorithm>
+#include <array>
 #include <bit>
+#include <chrono>
 #include <cmath>
 #include <cstring>
+#include <set>
 #include <vector>
 
 #include "core/bf16.h"
@@ -74,8 +77,23 @@ class ReferenceBackend : public Backend {
     (void)rows;
   }
 
-  // So that the way of raw inputs runs, and is tested, where there is no GPU.
+  // So that the ways of raw inputs and of recorded work run, and are tested, where there is no GPU. A record
+  // is its key: the body computes every time.
   bool takes_raw_inputs() const override { return true; }
+  bool records() const override { return true; }
+  void replay(std::uint64_t key, const std::function<void()>& feed,
+              const std::function<void()>& body) override {
+    feed();
+    body();
+    keys_.insert(key);
+  }
+  int recordings() const override { return static_cast<int>(keys_.size()); }
+  void mark(int i) override { marks_[static_cast<std::size_t>(i)] = Clock::now(); }
+  double elapsed(int i, int j) override {
+    return std::chrono::duration<double, std::milli>(marks_[static_cast<std::size_t>(j)] -
+                                                     marks_[static_cast<std::size_t>(i)])
+        .count();
+  }
 
  protected:
   void do_letterbox(const Letterbox& op) override { letterbox_rows(op, valid(op.pictures)); }
@@ -244,7 +262,10 @@ class ReferenceBackend : public Backend {
       }
   }
 
+  using Clock = std::chrono::steady_clock;
   std::vector<HostBlock> blocks_;
+  std::set<std::uint64_t> keys_;
+  std::array<Clock::time_point, kMarks> marks_ = {};
 };
 
 }  // namespace
