@@ -226,6 +226,7 @@ Status NetworkImpl::stage_inputs(std::span<const NetworkRequest> requests) {
 // What the device may size its work by: no more than a record's key says (run_recorded).
 void NetworkImpl::expect_inputs(int requests) {
   const Counts& n = *w_.staged.counts;
+  w_.picture_segments.count.likely = n.pictures;
   w_.vision_rows.likely = n.vision_rows;
   w_.prefix_rows.likely = n.prefix_rows;
   w_.suffix_rows.likely = n.suffix_rows;

@@ -2,9 +2,9 @@
 // weight rows each. Weights are the instruction's 64 rows and the rows of x its width (any multiple of 8), so
 // that few rows are padding; blocks walk over tiles until none is left.
 //
-// A cluster is up to two tiles of the weight by two of x. Blocks with the same part of one operand load a half
-// of it each and the copy engine delivers it to both: what a block fetches from L2 in a step, and not the
-// arithmetic, is otherwise the limit of tiles as small as 128 by 128.
+// A cluster is up to two tiles of the weight by two of x. Blocks with the same part of one operand load a
+// half of it each and the copy engine delivers it to both: what a block fetches from L2 in a step, and not
+// the arithmetic, is otherwise the limit of tiles as small as 128 by 128.
 #include <algorithm>
 
 #include "ops/cuda/product_ends.cuh"
@@ -15,16 +15,21 @@ namespace {
 
 constexpr int kWeights = 128, kDepth = 64, kThreads = 384;
 constexpr int kWeightBytes = kWeights * kDepth * 2;
-constexpr int kMostShared = 227 * 1024;
 
 template <int kRows>
 struct Tile {
   static constexpr int kFirstPart = (kRows / 2 + 7) / 8 * 8, kSecondPart = kRows - kFirstPart;
   static constexpr int kStageBytes = kWeightBytes + kRows * kDepth * 2;
-  // Rows of x whose sums pass through shared memory at a time.
-  static constexpr int kChunkRows = kRows <= 128 ? 64 : 32, kChunks = (kRows + kChunkRows - 1) / kChunkRows;
-  static constexpr int kAtOnce = kChunkRows / 8;
-  static constexpr int kHandedBytes = std::max(kChunkRows * kHandedPitch * 4, kGatedBytes);
+  // The widest tiles need all registers there are. Others leave room for a block of 64 registers and 12 KiB
+  // beside them: the next norm's, which waits there for the end of this one, or the one's before. (Told of
+  // more threads than there are, the compiler takes 128 registers for each.)
+  static constexpr bool kSlim = kRows <= 184;
+  static constexpr int kBound = kSlim ? 512 : kThreads, kRegisters = kSlim ? 168 : 232;
+  static constexpr int kMostShared = (kSlim ? 215 : 227) * 1024;
+  // Rows of x whose sums pass through shared memory at a time, as float32 and as bf16.
+  static constexpr int kChunkRows = kRows <= 64 ? 64 : 32, kChunks = (kRows + kChunkRows - 1) / kChunkRows;
+  static constexpr int kAtOnce = kChunkRows / 8, kPassRows = kSlim ? 64 : 128;
+  static constexpr int kHandedBytes = std::max(kChunkRows * kHandedPitch * 4, kPassRows* kColumnsBytes);
   static constexpr int kFit = (kMostShared - 2 * kHandedBytes) / (kStageBytes + 2 * 8);
   static constexpr int kStages = kFit < 8 ? kFit : 8;
   static constexpr int kSharedBytes = kStages * (kStageBytes + 2 * 8) + 2 * kHandedBytes;
@@ -38,9 +43,9 @@ struct Maps {
 struct Plan {
   int weight_shift = 0, row_shift = 0;  // a cluster has 1 << weight_shift tiles of the weight, likewise of x
   int weight_tiles = 0;
+  int expected = 0;  // tiles of x, in clusters
 
   __host__ __device__ __forceinline__ int size() const { return 1 << (weight_shift + row_shift); }
-  // Units of work for a cluster, but for splits.
   template <int kRows>
   __host__ __device__ __forceinline__ int across(int rows) const {
     return ((rows + kRows - 1) / kRows + (1 << row_shift) - 1) >> row_shift;
@@ -52,15 +57,25 @@ struct Plan {
 
 struct Unit {
   int split, weight0, row0, first_step, steps;
+  bool empty;  // there are no such rows
 };
 
-// a, b: the block's tile of the weight and of x in its cluster.
+// A cluster's unit of work; a, b: the block's tile of the weight and of x in its cluster. Units of the rows
+// that are expected come first, there or not: a block knows its first weights before it knows how many rows
+// there are. `across`: of those there are.
 template <int kRows>
-__device__ __forceinline__ bool unit_at(const Product& op, const Plan& plan, int rows, int index, int a,
+__device__ __forceinline__ bool unit_at(const Product& op, const Plan& plan, int across, int index, int a,
                                         int b, Unit& u) {
-  const int across = plan.across<kRows>(rows), down = plan.down();
-  if (index >= across * down * op.splits) return false;
-  const int rest = index / across, row_at = index - rest * across;
+  const int down = plan.down(), known = plan.expected * down * op.splits;
+  int first = 0, groups = plan.expected;
+  if (index >= known) {
+    index -= known;
+    first = groups;
+    groups = across - first;
+    if (groups <= 0 || index >= groups * down * op.splits) return false;
+  }
+  const int rest = index / groups, row_at = first + index - rest * groups;
+  u.empty = row_at >= across;
   u.split = rest / down;
   u.weight0 = (((rest - u.split * down) << plan.weight_shift) + a) * kWeights;
   u.row0 = ((row_at << plan.row_shift) + b) * kRows;
@@ -77,8 +92,8 @@ __device__ __forceinline__ void store_pair(std::uint32_t shared, float a, float 
   asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(shared), "f"(a), "f"(b) : "memory");
 }
 
-template <int kRows>
-__global__ void __launch_bounds__(kThreads, 1)
+template <int kRows, Kind kKind>
+__global__ void __launch_bounds__(Tile<kRows>::kBound, 1)
     product_wgmma_kernel(const __grid_constant__ Product op, const __grid_constant__ Maps maps,
                          const __grid_constant__ Plan plan) {
 #if __CUDA_ARCH_FEAT_SM90_ALL
@@ -107,7 +122,6 @@ __global__ void __launch_bounds__(kThreads, 1)
     barriers_ready();
   }
   cluster_sync();
-  const int rows = valid(op.rows);
   release_successor();
 
   if (group == 0) {
@@ -139,10 +153,12 @@ __global__ void __launch_bounds__(kThreads, 1)
       Unit u;
       // Weights do not depend on the kernel before: the first ones are under way while it drains.
       int ahead = 0;
-      if (unit_at<kRows>(op, plan, rows, cluster, a, b, u))
+      if (cluster < plan.expected * plan.down() * op.splits && unit_at<kRows>(op, plan, 0, cluster, a, b, u))
         for (; ahead < T::kStages && ahead < u.steps; ++ahead) load_weight(u, ahead, ahead);
+      const int across = plan.across<kRows>(valid(op.rows));
       wait_for_inputs();
-      for (int index = cluster; unit_at<kRows>(op, plan, rows, index, a, b, u); index += clusters) {
+      for (int index = cluster; unit_at<kRows>(op, plan, across, index, a, b, u); index += clusters) {
+        if (u.empty && index != cluster) continue;  // of the first one weights are under way
         for (int step = 0; step < u.steps; ++step) {
           if (ahead > 0) {
             --ahead;
@@ -159,8 +175,7 @@ __global__ void __launch_bounds__(kThreads, 1)
       }
     }
   } else {
-    asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
-    wait_for_inputs();
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(T::kRegisters));
     const int warp = thread / 32 % 4, lane = thread % 32, half = (group - 1) * 64;
     // Whom this thread tells that a stage may be filled again: its own block, those that share its rows, its
     // weights.
@@ -168,17 +183,27 @@ __global__ void __launch_bounds__(kThreads, 1)
     const int told = rank ^ (which == 0 ? 0 : which == 1 && weight_shift == 1 ? 1 : 1 << weight_shift);
     int stage = 0;
     std::uint32_t parity = 0;
+    const int rows = valid(op.rows), across = plan.across<kRows>(rows);
     Unit u;
-    for (int index = cluster; unit_at<kRows>(op, plan, rows, index, a, b, u); index += clusters) {
+    for (int index = cluster; unit_at<kRows>(op, plan, across, index, a, b, u); index += clusters) {
+      if (u.empty && index != cluster) continue;
       const int pair0 = (u.weight0 + half) / 2, limit = op.w.order == RowOrder::kGated ? op.w.n / 2 : op.w.n;
       const int live = min(kRows, rows - u.row0), at0 = 2 * warp + lane / 16;
+      End end = end_of(op);
+      Segment segment{};
+      if (op.to_qkv && end != End::kGeneral && !one_segment(op.qkv, u.row0, u.row0 + live - 1, segment))
+        end = End::kGeneral;
+      if (index == cluster) wait_for_inputs();
+      // The first of the two pairs that the thread ends, where it ends pairs.
       int first, second;
       pair_features(op.w, pair0 + lane % 16 * 2, first, second);
       const bool present = first < limit;
-      Quads quads = quads_of(op);
       float4 old[T::kAtOnce] = {};
-      if (quads == Quads::kInto && present)
-        old_quads<T::kAtOnce>(op, u.row0 + at0, min(live, T::kChunkRows) - at0, first, old);
+      const auto ask_old = [&](int begin) {
+        if (end == End::kInto && present)
+          old_quads<T::kAtOnce>(op, u.row0 + begin + at0, min(live - begin, T::kChunkRows) - at0, first, old);
+      };
+      if constexpr (kKind == Kind::kFloats) ask_old(0);
 
       float sum[kRows / 2] = {};
       int previous = -1;
@@ -205,26 +230,48 @@ __global__ void __launch_bounds__(kThreads, 1)
       wgmma_wait<0>();
       if (previous >= 0) release(previous);
 
-      if (quads == Quads::kGated) {
-        end_gated<kRows>(op, sum, pair0, limit - pair0, u.row0, live, handed, [&] { group_sync(group); });
-        continue;
+      [[maybe_unused]] const auto sync = [&] { group_sync(group); };
+      const float* biases = op.to_qkv ? op.qkv.bias : op.epilogue.bias;
+      if constexpr (kKind == Kind::kHalves) {
+        if (end == End::kGated) {
+          end_gated<kRows, T::kPassRows>(op, sum, pair0, limit - pair0, u.row0, live, handed, sync);
+          continue;
+        }
+        if (end != End::kGeneral) {
+          Piece piece[2];
+#pragma unroll
+          for (int i = 0; i < 2; ++i) {
+            const int pair = pair0 + which % 4 * 8 + 4 * i;
+            if (2 * pair < op.w.n)
+              piece[i] = end == End::kColumns ? column_piece(op.epilogue, u.row0, 2 * pair)
+                                              : head_piece(op, segment, u.row0, pair);
+          }
+          int feature0, feature1;  // whose sums the thread has
+          pair_features(op.w, pair0 + 8 * warp + lane / 4, feature0, feature1);
+          const bool biased = biases != nullptr && feature0 < op.w.n;
+          const float bias0 = biased ? __ldg(biases + feature0) : 0.0f,
+                      bias1 = biased ? __ldg(biases + feature1) : 0.0f;
+          if (end == End::kColumns && op.epilogue.activation == Activation::kGeluTanh) {
+            end_columns<kRows, T::kPassRows, true>(sum, bias0, bias1, piece, live, handed, sync);
+          } else {
+            end_columns<kRows, T::kPassRows, false>(sum, bias0, bias1, piece, live, handed, sync);
+          }
+          continue;
+        }
       }
       QkvColumn column;
       float4 bias = make_float4(0, 0, 0, 0);
-      if (quads == Quads::kQkv) {
-        if (present) column = qkv_column(op.qkv, u.row0, u.row0 + live - 1, first, second);
-        if (__any_sync(~0u, present && column.out == nullptr)) quads = Quads::kNone;
+      if constexpr (kKind != Kind::kHalves) {
+        if (kKind == Kind::kTurned && end == End::kQkv && present)
+          column = qkv_column(op.qkv, segment, u.row0, first, second);
+        if (biases != nullptr && present && end != End::kGeneral && end != End::kPartials) {
+          const int next = second == first + 1 ? 2 : 1;  // from a pair to the one behind it
+          bias = make_float4(__ldg(biases + first), __ldg(biases + second), __ldg(biases + first + next),
+                             __ldg(biases + second + next));
+        }
       }
-      const float* biases = quads == Quads::kQkv                               ? op.qkv.bias
-                            : quads == Quads::kPlain || quads == Quads::kInto ? op.epilogue.bias
-                                                                              : nullptr;
-      if (biases != nullptr && present) {
-        const int next = second == first + 1 ? 2 : 1;  // from a pair to the one behind it
-        bias = make_float4(__ldg(biases + first), __ldg(biases + second), __ldg(biases + first + next),
-                           __ldg(biases + second + next));
-      }
-      // The sums pass through shared memory some rows of x at a time: the code that ends them then exists once
-      // and not once per register, and what it writes lies side by side.
+      // The sums pass through shared memory some rows of x at a time: the code that ends them then exists
+      // once and not once per register, and what it writes lies side by side.
 #pragma unroll 1
       for (int chunk = 0; chunk < T::kChunks && chunk * T::kChunkRows < live; ++chunk) {
         const std::uint32_t to = handed + (lane % 4 * 2 * kHandedPitch + 16 * warp + lane / 4 * 2) * 4;
@@ -240,20 +287,16 @@ __global__ void __launch_bounds__(kThreads, 1)
               }
           }
         group_sync(group);
-        const int begin = chunk * T::kChunkRows, end = min(T::kChunkRows, live - begin),
-                  row = u.row0 + begin + at0;
-        if (quads == Quads::kNone) {
-          end_pairs(op, pair0 + lane, u.split, handed + 8 * lane, u.row0 + begin, warp, end);
+        const int begin = chunk * T::kChunkRows, last = min(T::kChunkRows, live - begin);
+        const std::uint32_t quad = handed + (at0 * kHandedPitch + lane % 16 * 4) * 4;
+        if (end == End::kGeneral) {
+          end_pairs(op, pair0 + lane, u.split, handed + 8 * lane, u.row0 + begin, warp, last);
         } else if (present) {
-          float4 now[T::kAtOnce];
-#pragma unroll
-          for (int i = 0; i < T::kAtOnce; ++i) now[i] = old[i];
-          if (quads == Quads::kInto)
-            old_quads<T::kAtOnce>(op, row + T::kChunkRows,
-                                  min(T::kChunkRows, live - begin - T::kChunkRows) - at0, first, old);
-          end_quads<T::kAtOnce>(op, quads, column, bias, u.split,
-                                handed + (at0 * kHandedPitch + lane % 16 * 4) * 4, now, row, begin + at0,
-                                end - at0, first);
+          if constexpr (kKind == Kind::kTurned)
+            end_turned<T::kAtOnce>(column, bias, quad, begin + at0, last - at0);
+          if constexpr (kKind == Kind::kFloats)
+            end_floats<T::kAtOnce>(op, end, bias, u.split, quad, old, u.row0 + begin + at0, last - at0, first,
+                                   [&] { ask_old(begin + T::kChunkRows); });
         }
         group_sync(group);
       }
@@ -285,14 +328,13 @@ int clusters_at_once(int size) {
     int at_once[5] = {};
     Known() {
       using T = Tile<240>;
-      cudaFuncSetAttribute(product_wgmma_kernel<240>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                           T::kSharedBytes);
+      const auto kernel = product_wgmma_kernel<240, Kind::kFloats>;
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, T::kSharedBytes);
       for (const int blocks : {1, 2, 4}) {
         cudaLaunchAttribute cluster{};
         const cudaLaunchConfig_t config = config_of(1, blocks, T::kSharedBytes, cluster);
         int found = 0;
-        if (cudaOccupancyMaxActiveClusters(&found, product_wgmma_kernel<240>, &config) != cudaSuccess)
-          cudaGetLastError();
+        if (cudaOccupancyMaxActiveClusters(&found, kernel, &config) != cudaSuccess) cudaGetLastError();
         at_once[blocks] = std::max(1, found);
       }
     }
@@ -301,10 +343,10 @@ int clusters_at_once(int size) {
   return known.at_once[size];
 }
 
-template <int kRows>
-cudaError_t start(const Stream& s, const Product& op, const Plan& plan) {
+template <int kRows, Kind kKind>
+cudaError_t start_kind(const Stream& s, const Product& op, Plan plan, int likely_rows) {
   using T = Tile<kRows>;
-  static_assert(T::kSharedBytes <= kMostShared && T::kStageBytes % 1024 == 0);
+  static_assert(T::kSharedBytes <= T::kMostShared && T::kStageBytes % 1024 == 0);
   Maps maps;
   const auto* x = static_cast<const __nv_bfloat16*>(op.x.data);
   if (!tensor_map(maps.weight, op.weight, op.w.padded_n, op.w.k, op.w.pitch, kWeights >> plan.row_shift) ||
@@ -312,29 +354,39 @@ cudaError_t start(const Stream& s, const Product& op, const Plan& plan) {
                   plan.weight_shift == 1 ? T::kFirstPart : kRows) ||
       !tensor_map(maps.rows[1], x, op.rows.capacity, op.w.k, op.x.pitch, T::kSecondPart))
     return cudaErrorInvalidValue;
-  const cudaError_t prepared = cudaFuncSetAttribute(
-      product_wgmma_kernel<kRows>, cudaFuncAttributeMaxDynamicSharedMemorySize, T::kSharedBytes);
+  const auto kernel = product_wgmma_kernel<kRows, kKind>;
+  const cudaError_t prepared =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, T::kSharedBytes);
   if (prepared != cudaSuccess) return prepared;
-  const int units = plan.across<kRows>(op.rows.capacity) * plan.down() * op.splits;
+  plan.expected = plan.across<kRows>(likely_rows);
+  const int units = plan.expected * plan.down() * op.splits;
   cudaLaunchAttribute attributes[2]{};
-  cudaLaunchConfig_t config = config_of(std::min(units, clusters_at_once(plan.size())), plan.size(),
-                                        T::kSharedBytes, attributes[0]);
+  cudaLaunchConfig_t config =
+      config_of(std::min(units, clusters_at_once(plan.size())), plan.size(), T::kSharedBytes, attributes[0]);
   config.stream = s.stream;
   attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attributes[1].val.programmaticStreamSerializationAllowed = 1;
   config.numAttrs = s.early_start ? 2 : 1;
-  return cudaLaunchKernelEx(&config, product_wgmma_kernel<kRows>, op, maps, plan);
+  return cudaLaunchKernelEx(&config, kernel, op, maps, plan);
+}
+template <int kRows>
+cudaError_t start(const Stream& s, const Product& op, const Plan& plan, int likely_rows) {
+  const Kind kind = kind_of(end_of(op));
+  return kind == Kind::kHalves   ? start_kind<kRows, Kind::kHalves>(s, op, plan, likely_rows)
+         : kind == Kind::kTurned ? start_kind<kRows, Kind::kTurned>(s, op, plan, likely_rows)
+                                 : start_kind<kRows, Kind::kFloats>(s, op, plan, likely_rows);
 }
 
-// Cycles that a tile shape is expected to take, all in all: the larger of arithmetic and L2 traffic per step
-// of depth, plus what a tile costs to begin and end.
+// Cycles that a tile shape is expected to take, all in all. A step of depth takes as long as its arithmetic
+// or its way into shared memory and out of it again, whichever is longer; a tile costs something to begin and
+// end. Sharing makes little difference by itself, but larger clusters wait longer for a place.
 double expected_cycles(const Product& op, const Plan& plan, int rows, int tile) {
   const int row_tiles = (rows + tile - 1) / tile;
   const int units = ((row_tiles + (1 << plan.row_shift) - 1) >> plan.row_shift) * plan.down() * op.splits;
   const int at_once = clusters_at_once(plan.size()), waves = (units + at_once - 1) / at_once;
   const double steps = (op.w.k + kDepth - 1) / kDepth / op.splits;
-  const double bytes = (kWeightBytes >> plan.row_shift) + ((tile * 128) >> plan.weight_shift);
-  return waves * (steps * std::max(4.0 * tile, bytes / 36.0) + 12.0 * tile + 600.0) + 2000.0;
+  return waves * (steps * std::max(4.0 * tile, 256.0 + 3.0 * tile) + 8.0 * tile + 600.0) + 2000.0 +
+         100.0 * plan.size();
 }
 
 }  // namespace
@@ -364,7 +416,7 @@ int wgmma_splits(int n, int k) {
 }
 
 cudaError_t product_wgmma(const Stream& s, const Product& op, int likely_rows) {
-  constexpr int kTiles[] = {64, 120, 128, 176, 184, 240, 248};
+  constexpr int kTiles[] = {64, 120, 128, 176, 184, 240};
   const int rows = std::max(1, likely_rows);
   int best = 64;
   Plan plan, tried{.weight_tiles = op.w.padded_n / kWeights};
@@ -379,19 +431,17 @@ cudaError_t product_wgmma(const Stream& s, const Product& op, int likely_rows) {
         }
   switch (best) {
     case 64:
-      return start<64>(s, op, plan);
+      return start<64>(s, op, plan, rows);
     case 120:
-      return start<120>(s, op, plan);
+      return start<120>(s, op, plan, rows);
     case 128:
-      return start<128>(s, op, plan);
+      return start<128>(s, op, plan, rows);
     case 176:
-      return start<176>(s, op, plan);
+      return start<176>(s, op, plan, rows);
     case 184:
-      return start<184>(s, op, plan);
-    case 240:
-      return start<240>(s, op, plan);
+      return start<184>(s, op, plan, rows);
     default:
-      return start<248>(s, op, plan);
+      return start<240>(s, op, plan, rows);
   }
 }
 
