@@ -82,14 +82,13 @@ __device__ __forceinline__ void tensor_load(std::uint32_t shared, const void* ma
       "l"(map), "r"(column), "r"(row), "r"(barrier)
       : "memory");
 }
-// … and into all of a cluster's blocks whose bits are set, at the same place, with a signal to each block's
-// barrier.
-__device__ __forceinline__ void tensor_load_to(int blocks, std::uint32_t shared, const void* map, int column,
-                                               int row, std::uint32_t barrier) {
+// … and into both blocks of a cluster of two, at the same place, with a signal to each block's barrier.
+__device__ __forceinline__ void tensor_load_both(std::uint32_t shared, const void* map, int column, int row,
+                                                 std::uint32_t barrier) {
   asm volatile(
       "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], "
       "[%1, {%2, %3}], [%4], %5;" ::"r"(shared),
-      "l"(map), "r"(column), "r"(row), "r"(barrier), "h"(static_cast<std::uint16_t>(blocks))
+      "l"(map), "r"(column), "r"(row), "r"(barrier), "h"(static_cast<std::uint16_t>(3))
       : "memory");
 }
 

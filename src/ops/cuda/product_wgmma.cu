@@ -2,10 +2,10 @@
 // weight rows each. Weights are the instruction's 64 rows and the rows of x its width (any multiple of 8), so
 // that few rows are padding; blocks walk over tiles until none is left.
 //
-// A cluster is up to two tiles of the weight by two of x. Blocks with the same part of one operand load a
-// half of it each and the copy engine delivers it to both: what a block fetches from L2 in a step, and not
-// the arithmetic, is otherwise the limit of tiles as small as 128 by 128.
+// Two blocks may be a cluster: two tiles of x with the same weights, or two of the weight with the same rows.
+// Each then fetches half of what both need and the copy engine delivers it to both.
 #include <algorithm>
+#include <utility>
 
 #include "ops/cuda/product_ends.cuh"
 #include "ops/cuda/tensor_map.h"
@@ -15,20 +15,15 @@ namespace {
 
 constexpr int kWeights = 128, kDepth = 64, kThreads = 384;
 constexpr int kWeightBytes = kWeights * kDepth * 2;
+constexpr int kMostShared = 227 * 1024;
 
 template <int kRows>
 struct Tile {
   static constexpr int kFirstPart = (kRows / 2 + 7) / 8 * 8, kSecondPart = kRows - kFirstPart;
   static constexpr int kStageBytes = kWeightBytes + kRows * kDepth * 2;
-  // The widest tiles need all registers there are. Others leave room for a block of 64 registers and 12 KiB
-  // beside them: the next norm's, which waits there for the end of this one, or the one's before. (Told of
-  // more threads than there are, the compiler takes 128 registers for each.)
-  static constexpr bool kSlim = kRows <= 184;
-  static constexpr int kBound = kSlim ? 512 : kThreads, kRegisters = kSlim ? 168 : 232;
-  static constexpr int kMostShared = (kSlim ? 215 : 227) * 1024;
   // Rows of x whose sums pass through shared memory at a time, as float32 and as bf16.
   static constexpr int kChunkRows = kRows <= 64 ? 64 : 32, kChunks = (kRows + kChunkRows - 1) / kChunkRows;
-  static constexpr int kAtOnce = kChunkRows / 8, kPassRows = kSlim ? 64 : 128;
+  static constexpr int kAtOnce = kChunkRows / 8, kPassRows = kRows <= 184 ? 64 : 128;
   static constexpr int kHandedBytes = std::max(kChunkRows * kHandedPitch * 4, kPassRows* kColumnsBytes);
   static constexpr int kFit = (kMostShared - 2 * kHandedBytes) / (kStageBytes + 2 * 8);
   static constexpr int kStages = kFit < 8 ? kFit : 8;
@@ -41,18 +36,15 @@ struct Maps {
 };
 
 struct Plan {
-  int weight_shift = 0, row_shift = 0;  // a cluster has 1 << weight_shift tiles of the weight, likewise of x
+  int weights = 1, rows = 1;  // tiles of the weight and of x that a cluster takes; at most one of them is 2
   int weight_tiles = 0;
-  int expected = 0;  // tiles of x, in clusters
+  int expected = 0;  // tiles of x, by clusters
 
-  __host__ __device__ __forceinline__ int size() const { return 1 << (weight_shift + row_shift); }
-  template <int kRows>
-  __host__ __device__ __forceinline__ int across(int rows) const {
-    return ((rows + kRows - 1) / kRows + (1 << row_shift) - 1) >> row_shift;
+  __host__ __device__ __forceinline__ int size() const { return weights * rows; }
+  __host__ __device__ __forceinline__ int across(int valid_rows, int tile) const {
+    return ((valid_rows + tile - 1) / tile + rows - 1) / rows;
   }
-  __host__ __device__ __forceinline__ int down() const {
-    return (weight_tiles + (1 << weight_shift) - 1) >> weight_shift;
-  }
+  __host__ __device__ __forceinline__ int down() const { return (weight_tiles + weights - 1) / weights; }
 };
 
 struct Unit {
@@ -60,12 +52,11 @@ struct Unit {
   bool empty;  // there are no such rows
 };
 
-// A cluster's unit of work; a, b: the block's tile of the weight and of x in its cluster. Units of the rows
-// that are expected come first, there or not: a block knows its first weights before it knows how many rows
-// there are. `across`: of those there are.
+// A cluster's unit of work, and this block's part. Units of the rows that are expected come first, there or
+// not: a block knows its first weights before it knows how many rows there are. `across`: of those there are.
 template <int kRows>
-__device__ __forceinline__ bool unit_at(const Product& op, const Plan& plan, int across, int index, int a,
-                                        int b, Unit& u) {
+__device__ __forceinline__ bool unit_at(const Product& op, const Plan& plan, int across, int index, int rank,
+                                        Unit& u) {
   const int down = plan.down(), known = plan.expected * down * op.splits;
   int first = 0, groups = plan.expected;
   if (index >= known) {
@@ -77,8 +68,8 @@ __device__ __forceinline__ bool unit_at(const Product& op, const Plan& plan, int
   const int rest = index / groups, row_at = first + index - rest * groups;
   u.empty = row_at >= across;
   u.split = rest / down;
-  u.weight0 = (((rest - u.split * down) << plan.weight_shift) + a) * kWeights;
-  u.row0 = ((row_at << plan.row_shift) + b) * kRows;
+  u.weight0 = ((rest - u.split * down) * plan.weights + (plan.weights == 2 ? rank : 0)) * kWeights;
+  u.row0 = (row_at * plan.rows + (plan.rows == 2 ? rank : 0)) * kRows;
   const int steps = (op.w.k + kDepth - 1) / kDepth;
   u.first_step = steps * u.split / op.splits;
   u.steps = steps * (u.split + 1) / op.splits - u.first_step;
@@ -93,7 +84,7 @@ __device__ __forceinline__ void store_pair(std::uint32_t shared, float a, float 
 }
 
 template <int kRows, Kind kKind>
-__global__ void __launch_bounds__(Tile<kRows>::kBound, 1)
+__global__ void __launch_bounds__(kThreads, 1)
     product_wgmma_kernel(const __grid_constant__ Product op, const __grid_constant__ Maps maps,
                          const __grid_constant__ Plan plan) {
 #if __CUDA_ARCH_FEAT_SM90_ALL
@@ -104,25 +95,19 @@ __global__ void __launch_bounds__(Tile<kRows>::kBound, 1)
   const std::uint32_t handed = base + T::kStages * T::kStageBytes + (group - 1) * T::kHandedBytes;
   const std::uint32_t full = base + T::kStages * T::kStageBytes + 2 * T::kHandedBytes,
                       empty = full + T::kStages * 8;
-  const int rank = static_cast<int>(cluster_rank()), weight_shift = plan.weight_shift,
-            row_shift = plan.row_shift;
-  const int a = rank & ((1 << weight_shift) - 1), b = rank >> weight_shift;
-  const int cluster = static_cast<int>(blockIdx.x) >> (weight_shift + row_shift),
-            clusters = static_cast<int>(gridDim.x) >> (weight_shift + row_shift);
-  // Blocks that this one loads into, itself among them, and as many load into it.
-  const int sharers = 1 + weight_shift + row_shift;
+  const int size = plan.size(), rank = size == 2 ? static_cast<int>(cluster_rank()) : 0;
+  const int cluster = static_cast<int>(blockIdx.x) / size, clusters = static_cast<int>(gridDim.x) / size;
   if (thread == 0) {
     prefetch_map(&maps.weight);
     prefetch_map(&maps.rows[0]);
     prefetch_map(&maps.rows[1]);
     for (int i = 0; i < T::kStages; ++i) {
       barrier_init(full + 8 * i, 1);
-      barrier_init(empty + 8 * i, 2 * sharers);  // two warpgroups of each
+      barrier_init(empty + 8 * i, 2 * size);  // two warpgroups of each block
     }
     barriers_ready();
   }
   cluster_sync();
-  release_successor();
 
   if (group == 0) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
@@ -133,9 +118,9 @@ __global__ void __launch_bounds__(Tile<kRows>::kBound, 1)
         const std::uint32_t to = base + at * T::kStageBytes, barrier = full + 8 * at;
         const int column = (u.first_step + step) * kDepth;
         barrier_expect(barrier, T::kStageBytes);
-        if (row_shift == 1) {  // for the blocks of the same a: ranks a and a + (1 << weight_shift)
-          tensor_load_to((1 | 1 << (1 << weight_shift)) << a, to + b * (kWeightBytes / 2), &maps.weight,
-                         column, u.weight0 + b * (kWeights / 2), barrier);
+        if (plan.rows == 2) {
+          tensor_load_both(to + rank * (kWeightBytes / 2), &maps.weight, column,
+                           u.weight0 + rank * (kWeights / 2), barrier);
         } else {
           tensor_load(to, &maps.weight, column, u.weight0, barrier);
         }
@@ -143,9 +128,9 @@ __global__ void __launch_bounds__(Tile<kRows>::kBound, 1)
       const auto load_rows = [&](const Unit& u, int step, int at) {
         const std::uint32_t to = base + at * T::kStageBytes + kWeightBytes, barrier = full + 8 * at;
         const int column = (u.first_step + step) * kDepth;
-        if (weight_shift == 1) {  // for the blocks of the same b: ranks 2 b and 2 b + 1
-          tensor_load_to(3 << (2 * b), to + a * (T::kFirstPart * 128), &maps.rows[a], column,
-                         u.row0 + a * T::kFirstPart, barrier);
+        if (plan.weights == 2) {
+          tensor_load_both(to + rank * (T::kFirstPart * 128), &maps.rows[rank], column,
+                           u.row0 + rank * T::kFirstPart, barrier);
         } else {
           tensor_load(to, &maps.rows[0], column, u.row0, barrier);
         }
@@ -153,11 +138,11 @@ __global__ void __launch_bounds__(Tile<kRows>::kBound, 1)
       Unit u;
       // Weights do not depend on the kernel before: the first ones are under way while it drains.
       int ahead = 0;
-      if (cluster < plan.expected * plan.down() * op.splits && unit_at<kRows>(op, plan, 0, cluster, a, b, u))
+      if (cluster < plan.expected * plan.down() * op.splits && unit_at<kRows>(op, plan, 0, cluster, rank, u))
         for (; ahead < T::kStages && ahead < u.steps; ++ahead) load_weight(u, ahead, ahead);
-      const int across = plan.across<kRows>(valid(op.rows));
+      const int across = plan.across(valid(op.rows), kRows);
       wait_for_inputs();
-      for (int index = cluster; unit_at<kRows>(op, plan, across, index, a, b, u); index += clusters) {
+      for (int index = cluster; unit_at<kRows>(op, plan, across, index, rank, u); index += clusters) {
         if (u.empty && index != cluster) continue;  // of the first one weights are under way
         for (int step = 0; step < u.steps; ++step) {
           if (ahead > 0) {
@@ -175,17 +160,14 @@ __global__ void __launch_bounds__(Tile<kRows>::kBound, 1)
       }
     }
   } else {
-    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(T::kRegisters));
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
     const int warp = thread / 32 % 4, lane = thread % 32, half = (group - 1) * 64;
-    // Whom this thread tells that a stage may be filled again: its own block, those that share its rows, its
-    // weights.
     const int which = thread % 128;
-    const int told = rank ^ (which == 0 ? 0 : which == 1 && weight_shift == 1 ? 1 : 1 << weight_shift);
     int stage = 0;
     std::uint32_t parity = 0;
-    const int rows = valid(op.rows), across = plan.across<kRows>(rows);
+    const int rows = valid(op.rows), across = plan.across(rows, kRows);
     Unit u;
-    for (int index = cluster; unit_at<kRows>(op, plan, across, index, a, b, u); index += clusters) {
+    for (int index = cluster; unit_at<kRows>(op, plan, across, index, rank, u); index += clusters) {
       if (u.empty && index != cluster) continue;
       const int pair0 = (u.weight0 + half) / 2, limit = op.w.order == RowOrder::kGated ? op.w.n / 2 : op.w.n;
       const int live = min(kRows, rows - u.row0), at0 = 2 * warp + lane / 16;
@@ -208,7 +190,7 @@ __global__ void __launch_bounds__(Tile<kRows>::kBound, 1)
       float sum[kRows / 2] = {};
       int previous = -1;
       const auto release = [&](int stage_read) {
-        if (which < sharers) barrier_arrive_at(empty + 8 * stage_read, static_cast<std::uint32_t>(told));
+        if (which < size) barrier_arrive_at(empty + 8 * stage_read, static_cast<std::uint32_t>(which));
       };
 #pragma unroll 1
       for (int step = 0; step < u.steps; ++step) {
@@ -229,6 +211,8 @@ __global__ void __launch_bounds__(Tile<kRows>::kBound, 1)
       }
       wgmma_wait<0>();
       if (previous >= 0) release(previous);
+      // Not before: blocks of the next kernel would crowd onto the processors that have nothing to do here.
+      release_successor();
 
       [[maybe_unused]] const auto sync = [&] { group_sync(group); };
       const float* biases = op.to_qkv ? op.qkv.bias : op.epilogue.bias;
@@ -321,16 +305,16 @@ cudaLaunchConfig_t config_of(int clusters, int size, int shared_bytes, cudaLaunc
   return config;
 }
 
-// Clusters of 1, 2 and 4 blocks, one block to a processor, that run at once: groups of processors need not be
+// Clusters of one or two blocks that run at once, one block to a processor: groups of processors need not be
 // multiples of a cluster.
 int clusters_at_once(int size) {
   struct Known {
-    int at_once[5] = {};
+    int at_once[3] = {};
     Known() {
       using T = Tile<240>;
       const auto kernel = product_wgmma_kernel<240, Kind::kFloats>;
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, T::kSharedBytes);
-      for (const int blocks : {1, 2, 4}) {
+      for (const int blocks : {1, 2}) {
         cudaLaunchAttribute cluster{};
         const cudaLaunchConfig_t config = config_of(1, blocks, T::kSharedBytes, cluster);
         int found = 0;
@@ -346,19 +330,19 @@ int clusters_at_once(int size) {
 template <int kRows, Kind kKind>
 cudaError_t start_kind(const Stream& s, const Product& op, Plan plan, int likely_rows) {
   using T = Tile<kRows>;
-  static_assert(T::kSharedBytes <= T::kMostShared && T::kStageBytes % 1024 == 0);
+  static_assert(T::kSharedBytes <= kMostShared && T::kStageBytes % 1024 == 0);
   Maps maps;
   const auto* x = static_cast<const __nv_bfloat16*>(op.x.data);
-  if (!tensor_map(maps.weight, op.weight, op.w.padded_n, op.w.k, op.w.pitch, kWeights >> plan.row_shift) ||
+  if (!tensor_map(maps.weight, op.weight, op.w.padded_n, op.w.k, op.w.pitch, kWeights / plan.rows) ||
       !tensor_map(maps.rows[0], x, op.rows.capacity, op.w.k, op.x.pitch,
-                  plan.weight_shift == 1 ? T::kFirstPart : kRows) ||
+                  plan.weights == 2 ? T::kFirstPart : kRows) ||
       !tensor_map(maps.rows[1], x, op.rows.capacity, op.w.k, op.x.pitch, T::kSecondPart))
     return cudaErrorInvalidValue;
   const auto kernel = product_wgmma_kernel<kRows, kKind>;
   const cudaError_t prepared =
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, T::kSharedBytes);
   if (prepared != cudaSuccess) return prepared;
-  plan.expected = plan.across<kRows>(likely_rows);
+  plan.expected = plan.across(likely_rows, kRows);
   const int units = plan.expected * plan.down() * op.splits;
   cudaLaunchAttribute attributes[2]{};
   cudaLaunchConfig_t config =
@@ -378,15 +362,15 @@ cudaError_t start(const Stream& s, const Product& op, const Plan& plan, int like
 }
 
 // Cycles that a tile shape is expected to take, all in all. A step of depth takes as long as its arithmetic
-// or its way into shared memory and out of it again, whichever is longer; a tile costs something to begin and
-// end. Sharing makes little difference by itself, but larger clusters wait longer for a place.
+// or its way into shared memory and out of it again, whichever is longer, and a little for what it fetches; a
+// tile costs something to begin and end, and so does a cluster.
 double expected_cycles(const Product& op, const Plan& plan, int rows, int tile) {
-  const int row_tiles = (rows + tile - 1) / tile;
-  const int units = ((row_tiles + (1 << plan.row_shift) - 1) >> plan.row_shift) * plan.down() * op.splits;
+  const int units = plan.across(rows, tile) * plan.down() * op.splits;
   const int at_once = clusters_at_once(plan.size()), waves = (units + at_once - 1) / at_once;
   const double steps = (op.w.k + kDepth - 1) / kDepth / op.splits;
-  return waves * (steps * std::max(4.0 * tile, 256.0 + 3.0 * tile) + 8.0 * tile + 600.0) + 2000.0 +
-         100.0 * plan.size();
+  const double fetched = 2.0 * kWeightBytes / plan.rows + tile * 64.0 / plan.weights;
+  const double step = std::max(4.0 * tile, 256.0 + 3.0 * tile) + fetched / 400.0;
+  return waves * (steps * step + 8.0 * tile + 600.0) + 100.0 * plan.rows + 600.0 * plan.weights;
 }
 
 }  // namespace
@@ -419,16 +403,17 @@ cudaError_t product_wgmma(const Stream& s, const Product& op, int likely_rows) {
   constexpr int kTiles[] = {64, 120, 128, 176, 184, 240};
   const int rows = std::max(1, likely_rows);
   int best = 64;
-  Plan plan, tried{.weight_tiles = op.w.padded_n / kWeights};
+  Plan plan;
   double least = 1e30;
   for (const int tile : kTiles)
-    for (tried.weight_shift = 0; tried.weight_shift < 2; ++tried.weight_shift)
-      for (tried.row_shift = 0; tried.row_shift < 2; ++tried.row_shift)
-        if (const double cycles = expected_cycles(op, tried, rows, tile); cycles < least) {
-          least = cycles;
-          best = tile;
-          plan = tried;
-        }
+    for (const auto& [weights, x] : {std::pair(1, 1), std::pair(1, 2), std::pair(2, 1)}) {
+      const Plan tried{.weights = weights, .rows = x, .weight_tiles = op.w.padded_n / kWeights};
+      if (const double cycles = expected_cycles(op, tried, rows, tile); cycles < least) {
+        least = cycles;
+        best = tile;
+        plan = tried;
+      }
+    }
   switch (best) {
     case 64:
       return start<64>(s, op, plan, rows);
