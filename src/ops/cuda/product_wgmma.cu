@@ -37,14 +37,13 @@ struct Maps {
 
 struct Plan {
   int weights = 1, rows = 1;  // tiles of the weight and of x that a cluster takes; at most one of them is 2
-  int weight_tiles = 0;
-  int expected = 0;  // tiles of x, by clusters
+  int down = 0;               // tiles of the weight, by clusters
+  int expected = 0;           // tiles of x, likewise
 
   __host__ __device__ __forceinline__ int size() const { return weights * rows; }
   __host__ __device__ __forceinline__ int across(int valid_rows, int tile) const {
-    return ((valid_rows + tile - 1) / tile + rows - 1) / rows;
+    return ((valid_rows + tile - 1) / tile + rows - 1) >> (rows - 1);
   }
-  __host__ __device__ __forceinline__ int down() const { return (weight_tiles + weights - 1) / weights; }
 };
 
 struct Unit {
@@ -57,7 +56,7 @@ struct Unit {
 template <int kRows>
 __device__ __forceinline__ bool unit_at(const Product& op, const Plan& plan, int across, int index, int rank,
                                         Unit& u) {
-  const int down = plan.down(), known = plan.expected * down * op.splits;
+  const int down = plan.down, known = plan.expected * down * op.splits;
   int first = 0, groups = plan.expected;
   if (index >= known) {
     index -= known;
@@ -66,13 +65,19 @@ __device__ __forceinline__ bool unit_at(const Product& op, const Plan& plan, int
     if (groups <= 0 || index >= groups * down * op.splits) return false;
   }
   const int rest = index / groups, row_at = first + index - rest * groups;
+  int weight_at = rest;
   u.empty = row_at >= across;
-  u.split = rest / down;
-  u.weight0 = ((rest - u.split * down) * plan.weights + (plan.weights == 2 ? rank : 0)) * kWeights;
+  u.split = 0;
+  u.first_step = 0;
+  u.steps = (op.w.k + kDepth - 1) / kDepth;
+  if (op.splits > 1) {
+    u.split = rest / down;
+    weight_at -= u.split * down;
+    u.first_step = u.steps * u.split / op.splits;
+    u.steps = u.steps * (u.split + 1) / op.splits - u.first_step;
+  }
+  u.weight0 = (weight_at * plan.weights + (plan.weights == 2 ? rank : 0)) * kWeights;
   u.row0 = (row_at * plan.rows + (plan.rows == 2 ? rank : 0)) * kRows;
-  const int steps = (op.w.k + kDepth - 1) / kDepth;
-  u.first_step = steps * u.split / op.splits;
-  u.steps = steps * (u.split + 1) / op.splits - u.first_step;
   return true;
 }
 
@@ -96,18 +101,24 @@ __global__ void __launch_bounds__(kThreads, 1)
   const std::uint32_t full = base + T::kStages * T::kStageBytes + 2 * T::kHandedBytes,
                       empty = full + T::kStages * 8;
   const int size = plan.size(), rank = size == 2 ? static_cast<int>(cluster_rank()) : 0;
-  const int cluster = static_cast<int>(blockIdx.x) / size, clusters = static_cast<int>(gridDim.x) / size;
-  if (thread == 0) {
+  const int cluster = static_cast<int>(blockIdx.x) >> (size - 1),
+            clusters = static_cast<int>(gridDim.x) >> (size - 1);
+  if (thread < T::kStages) {
+    barrier_init(full + 8 * thread, 1);
+    barrier_init(empty + 8 * thread, 2 * size);  // two warpgroups of each block
+    barriers_ready();
+  } else if (thread == 32) {
     prefetch_map(&maps.weight);
     prefetch_map(&maps.rows[0]);
     prefetch_map(&maps.rows[1]);
-    for (int i = 0; i < T::kStages; ++i) {
-      barrier_init(full + 8 * i, 1);
-      barrier_init(empty + 8 * i, 2 * size);  // two warpgroups of each block
-    }
-    barriers_ready();
   }
-  cluster_sync();
+  if (size == 2) {
+    __syncwarp();
+    cluster_arrive_relaxed();  // barriers_ready() has released them
+    cluster_wait();
+  } else {
+    __syncthreads();
+  }
 
   if (group == 0) {
     asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
@@ -136,15 +147,24 @@ __global__ void __launch_bounds__(kThreads, 1)
         }
       };
       Unit u;
+      // The rows' number is on its way meanwhile: valid() would wait for it here.
+      int counted = op.rows.capacity;
+      if (op.rows.device != nullptr)
+        asm volatile("ld.global.b32 %0, [%1];" : "+r"(counted) : "l"(op.rows.device));
       // Weights do not depend on the kernel before: the first ones are under way while it drains.
-      int ahead = 0;
-      if (cluster < plan.expected * plan.down() * op.splits && unit_at<kRows>(op, plan, 0, cluster, rank, u))
+      int ahead = 0, index = cluster;
+      bool more =
+          index < plan.expected * plan.down * op.splits && unit_at<kRows>(op, plan, 0, index, rank, u);
+      if (more)
+#pragma unroll 1
         for (; ahead < T::kStages && ahead < u.steps; ++ahead) load_weight(u, ahead, ahead);
-      const int across = plan.across(valid(op.rows), kRows);
+      const int across = plan.across(min(counted, op.rows.capacity), kRows);
+      if (!more) more = unit_at<kRows>(op, plan, across, index, rank, u);
       wait_for_inputs();
-      for (int index = cluster; unit_at<kRows>(op, plan, across, index, rank, u); index += clusters) {
-        if (u.empty && index != cluster) continue;  // of the first one weights are under way
-        for (int step = 0; step < u.steps; ++step) {
+      while (more) {
+        const int steps =
+            u.empty && index != cluster ? 0 : u.steps;  // of the first one weights are under way
+        for (int step = 0; step < steps; ++step) {
           if (ahead > 0) {
             --ahead;
           } else {
@@ -157,6 +177,8 @@ __global__ void __launch_bounds__(kThreads, 1)
             parity ^= 1;
           }
         }
+        index += clusters;
+        more = unit_at<kRows>(op, plan, across, index, rank, u);
       }
     }
   } else {
@@ -286,9 +308,11 @@ __global__ void __launch_bounds__(kThreads, 1)
       }
     }
   }
-  __syncwarp();
-  cluster_arrive_relaxed();  // nobody leaves while another block may still write here
-  cluster_wait();
+  if (size == 2) {
+    __syncwarp();
+    cluster_arrive_relaxed();  // nobody leaves while the other block may still write here
+    cluster_wait();
+  }
 #endif
 }
 
@@ -343,7 +367,7 @@ cudaError_t start_kind(const Stream& s, const Product& op, Plan plan, int likely
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, T::kSharedBytes);
   if (prepared != cudaSuccess) return prepared;
   plan.expected = plan.across(likely_rows, kRows);
-  const int units = plan.expected * plan.down() * op.splits;
+  const int units = plan.expected * plan.down * op.splits;
   cudaLaunchAttribute attributes[2]{};
   cudaLaunchConfig_t config =
       config_of(std::min(units, clusters_at_once(plan.size())), plan.size(), T::kSharedBytes, attributes[0]);
@@ -365,7 +389,7 @@ cudaError_t start(const Stream& s, const Product& op, const Plan& plan, int like
 // or its way into shared memory and out of it again, whichever is longer, and a little for what it fetches; a
 // tile costs something to begin and end, and so does a cluster.
 double expected_cycles(const Product& op, const Plan& plan, int rows, int tile) {
-  const int units = plan.across(rows, tile) * plan.down() * op.splits;
+  const int units = plan.across(rows, tile) * plan.down * op.splits;
   const int at_once = clusters_at_once(plan.size()), waves = (units + at_once - 1) / at_once;
   const double steps = (op.w.k + kDepth - 1) / kDepth / op.splits;
   const double fetched = 2.0 * kWeightBytes / plan.rows + tile * 64.0 / plan.weights;
@@ -407,7 +431,8 @@ cudaError_t product_wgmma(const Stream& s, const Product& op, int likely_rows) {
   double least = 1e30;
   for (const int tile : kTiles)
     for (const auto& [weights, x] : {std::pair(1, 1), std::pair(1, 2), std::pair(2, 1)}) {
-      const Plan tried{.weights = weights, .rows = x, .weight_tiles = op.w.padded_n / kWeights};
+      const Plan tried{
+          .weights = weights, .rows = x, .down = (op.w.padded_n / kWeights + weights - 1) / weights};
       if (const double cycles = expected_cycles(op, tried, rows, tile); cycles < least) {
         least = cycles;
         best = tile;
