@@ -219,6 +219,7 @@ Status NetworkImpl::stage_inputs(std::span<const NetworkRequest> requests) {
 // What the device may size its work by: what a record's key says (run_recorded) and how the network was
 // opened, and nothing of one call.
 void NetworkImpl::expect_inputs(const Pass& pass) {
+  w_.picture_segments.count.likely = pass.pictures;
   w_.vision_rows.likely = pass.pictures * arch_.vision.tokens();
   w_.prefix_rows.likely = w_.vision_rows.likely + pass.requests * prompt_tokens_;
   w_.suffix_rows.likely = pass.requests * arch_.horizon;

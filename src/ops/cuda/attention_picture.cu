@@ -205,7 +205,9 @@ cudaError_t attention_picture(const Stream& s, const DeviceAttention& op) {
   const dim3 grid(blocks(op.segments.max_rows, kRows), static_cast<unsigned>(op.heads),
                   static_cast<unsigned>(op.segments.count.capacity));
   // Blocks that find room for all of them spread over the processors, also when those come free one by one.
-  const bool spread = grid.x * grid.y * grid.z <= static_cast<unsigned>(processors);
+  const Count& pictures = op.segments.count;
+  const int likely = pictures.likely > 0 ? pictures.likely : pictures.capacity;
+  const bool spread = static_cast<int>(grid.x * grid.y) * likely <= processors;
   return launch(s, grid, kThreads, spread ? kAlone : kSharedBytes, attention_picture_kernel, op);
 }
 

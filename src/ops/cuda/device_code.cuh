@@ -35,6 +35,10 @@ __device__ __forceinline__ std::uint32_t pack_bf16(float low, float high) {
 __device__ __forceinline__ float low_of(std::uint32_t pair) { return __uint_as_float(pair << 16); }
 __device__ __forceinline__ float high_of(std::uint32_t pair) { return __uint_as_float(pair & 0xffff0000u); }
 
+__device__ __forceinline__ float4 plus(const float4& a, const float4& b) {
+  return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w);
+}
+
 // One element of a matrix of either dtype.
 __device__ __forceinline__ float load_element(const void* data, bool is_f32, std::int64_t at) {
   return is_f32 ? static_cast<const float*>(data)[at]

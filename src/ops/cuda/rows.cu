@@ -1,6 +1,8 @@
 // Operations that work row by row, or element by element.
 #include <cuda_fp16.h>
 
+#include <algorithm>
+
 #include "ops/cuda/kernels.h"
 
 namespace servoflow::ops::cuda {
@@ -143,11 +145,8 @@ constexpr int kQuads = 2, kMostSplits = 4;
 
 __device__ __forceinline__ float4 quad(const float* p) { return *reinterpret_cast<const float4*>(p); }
 
-__global__ void __launch_bounds__(kThreads) finish_quads_kernel(FinishRows op) {
-  wait_for_inputs();
-  release_successor();
-  const int row = static_cast<int>(blockIdx.x), width = op.x.cols;
-  if (row >= valid(op.rows)) return;
+__device__ __forceinline__ void finish_quads(const FinishRows& op, int row) {
+  const int width = op.x.cols;
   float* x = static_cast<float*>(op.x.data) + row * op.x.pitch;
   const NextNorm& n = op.norm;
   const DeviceEpilogue& e = op.epilogue;
@@ -226,6 +225,13 @@ __global__ void __launch_bounds__(kThreads) finish_quads_kernel(FinishRows op) {
           make_uint2(pack_bf16(out.x, out.y), pack_bf16(out.z, out.w));
     }
   }
+}
+__global__ void __launch_bounds__(kThreads) finish_quads_kernel(FinishRows op) {
+  wait_for_inputs();
+  release_successor();
+  for (int row = static_cast<int>(blockIdx.x), rows = valid(op.rows); row < rows;
+       row += static_cast<int>(gridDim.x))
+    finish_quads(op, row);
 }
 
 // Rows begin at multiples of 16 bytes, and the epilogue is one that finish_quads_kernel knows.
@@ -365,8 +371,10 @@ cudaError_t round_rows(const Stream& s, const Matrix& x, const Matrix& y, Count 
 }
 
 cudaError_t finish_rows(const Stream& s, const FinishRows& op) {
-  if (in_quads(op))
-    return launch(s, dim3(static_cast<unsigned>(op.rows.capacity)), kThreads, 0, finish_quads_kernel, op);
+  if (in_quads(op)) {
+    const int expected = op.rows.likely > 0 ? std::min(op.rows.likely, op.rows.capacity) : op.rows.capacity;
+    return launch(s, dim3(static_cast<unsigned>(expected)), kThreads, 0, finish_quads_kernel, op);
+  }
   const std::size_t shared = static_cast<std::size_t>(op.x.cols) * sizeof(float);
   if (shared > 40000) {
     const cudaError_t e = cudaFuncSetAttribute(

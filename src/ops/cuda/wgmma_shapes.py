@@ -1,7 +1,7 @@
 """Writes src/ops/cuda/wgmma_shapes.cuh: one thin wrapper per form of the warpgroup matrix instruction in use."""
 import sys
 
-WIDTHS = (32, 64, 80, 120, 128, 176, 184, 192, 240, 248)
+WIDTHS = (32, 64, 80, 120, 128, 176, 184, 192, 200, 240)
 
 
 def lines_of(items, per_line):
