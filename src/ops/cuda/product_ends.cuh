@@ -11,17 +11,32 @@ namespace servoflow::ops::cuda {
 // by side. The pitch in floats lets a warp's stores fall into different banks.
 inline constexpr int kHandedPitch = 68;
 
-// Where two neighbouring pairs of q, k or v features go, all rows of a tile belonging to one segment.
+// Where two neighbouring pairs of q, k or v features go, for the rows of one segment.
 struct QkvColumn {
   bool rotates = false;
-  __nv_bfloat16* out = nullptr;  // of the tile's first row
+  __nv_bfloat16* out = nullptr;  // of the tile's first row, were it the segment's
   int stride = 0;                // elements from row to row
   const float *cos = nullptr, *sin = nullptr;
   int angle_stride = 0;
 };
 
-__device__ __forceinline__ bool one_segment(const DeviceQkv& qkv, int row0, int last_row, Segment& s) {
-  return find_segment(qkv.segments, valid(qkv.segment_count), row0, s) && last_row < s.row_begin + s.rows;
+// The segment of a tile's first row, if it has one, and the one behind it where the tile's rows are those of
+// two, the second's from row `split` of the tile. How many there are: 3 if more than two or none.
+__device__ __forceinline__ int segments_of(const DeviceQkv& qkv, int row0, int live, Segment& first,
+                                           Segment& second, int& split) {
+  const int count = valid(qkv.segment_count);
+  split = live;
+  if (!find_segment(qkv.segments, count, row0, first)) {
+    first = {};
+    return 3;
+  }
+  const int end = first.row_begin + first.rows - row0;
+  if (end >= live) return 1;
+  split = end;
+  return find_segment(qkv.segments, count, row0 + end, second) &&
+                 second.row_begin + second.rows - row0 >= live
+             ? 2
+             : 3;
 }
 __device__ __forceinline__ QkvColumn qkv_column(const DeviceQkv& qkv, const Segment& s, int row0, int first,
                                                 int second) {
@@ -104,17 +119,18 @@ __device__ __forceinline__ void old_quads(const Product& op, int row, int end, i
     if (8 * i < end) old[i] = *reinterpret_cast<const float4*>(x + 8 * i * op.epilogue.pitch);
 }
 
-// `handed`, `row` and `tile_row` are the thread's first row's, `column` its first pair's.
+// `handed`, `row` and `tile_row` are the thread's first row's, `column` its first pair's; rows before `begin`
+// are another segment's.
 template <int kAtOnce>
 __device__ __forceinline__ void end_turned(const QkvColumn& column, const float4& bias, std::uint32_t handed,
-                                           int tile_row, int end) {
+                                           int tile_row, int begin, int end) {
   float4 v[kAtOnce];
   float2 cosine[kAtOnce], sine[kAtOnce];
 #pragma unroll
   for (int i = 0; i < kAtOnce; ++i) {
     cosine[i] = make_float2(1, 1);
     sine[i] = make_float2(0, 0);
-    if (column.rotates && 8 * i < end) {
+    if (column.rotates && 8 * i >= begin && 8 * i < end) {
       const int at = (tile_row + 8 * i) * column.angle_stride;
       cosine[i] = __ldg(reinterpret_cast<const float2*>(column.cos + at));
       sine[i] = __ldg(reinterpret_cast<const float2*>(column.sin + at));
@@ -123,7 +139,7 @@ __device__ __forceinline__ void end_turned(const QkvColumn& column, const float4
   handed_quads<kAtOnce>(handed, bias, v);
 #pragma unroll
   for (int i = 0; i < kAtOnce; ++i)
-    if (8 * i < end) {
+    if (8 * i >= begin && 8 * i < end) {
       const float2 p = turned(v[i].x, v[i].y, make_float2(cosine[i].x, sine[i].x));
       const float2 q = turned(v[i].z, v[i].w, make_float2(cosine[i].y, sine[i].y));
       *reinterpret_cast<uint2*>(column.out + (tile_row + 8 * i) * column.stride) =
@@ -229,27 +245,30 @@ __device__ __forceinline__ void end_gated(const Product& op, const float (&sum)[
 
 // kHeads and kColumns: a thread's 16 columns of a row, in two pieces that may belong to two heads.
 struct Piece {
-  __nv_bfloat16* out = nullptr;  // of the tile's first row; null: there are no such columns
-  std::int64_t stride = 0;       // elements from row to row
+  __nv_bfloat16* out = nullptr;     // of the tile's first row; null: there are no such columns
+  std::int64_t stride = 0;          // elements from row to row
+  __nv_bfloat16* behind = nullptr;  // likewise, for rows of the tile's second segment
 };
 
 __device__ __forceinline__ Piece column_piece(const DeviceEpilogue& e, int row0, int column) {
-  return {static_cast<__nv_bfloat16*>(e.y) + row0 * e.pitch + column, e.pitch};
+  auto* out = static_cast<__nv_bfloat16*>(e.y) + row0 * e.pitch + column;
+  return {out, e.pitch, out};
 }
-__device__ __forceinline__ Piece head_piece(const Product& op, const Segment& s, int row0, int pair) {
+__device__ __forceinline__ Piece head_piece(const Product& op, const Segment& s, const Segment& behind,
+                                            int row0, int pair) {
   int first, second;
   pair_features(op.w, pair, first, second);
   const QkvColumn c = qkv_column(op.qkv, s, row0, first, second);
-  return {c.out, c.stride};
+  return {c.out, c.stride, qkv_column(op.qkv, behind, row0, first, second).out};
 }
 
 inline constexpr int kColumnsBytes = 144;  // a row of 64 columns; those that follow fall into other banks
 
-// `bias0`, `bias1`: of the features whose sums the thread has.
+// `bias0`, `bias1`: of the features whose sums the thread has. `split`: the first row of the second segment.
 template <int kRows, int kPassRows, bool kGelu, typename Sync>
 __device__ __forceinline__ void end_columns(const float (&sum)[kRows / 2], float bias0, float bias1,
-                                            const Piece (&piece)[2], int live, std::uint32_t handed,
-                                            const Sync& sync) {
+                                            const Piece (&piece)[2], int split, int live,
+                                            std::uint32_t handed, const Sync& sync) {
   constexpr int kEights = kPassRows / 8, kRowBytes = kColumnsBytes;
   static_assert(kPassRows % 32 == 0);
   const int within = static_cast<int>(threadIdx.x) % 128, lane = within % 32;
@@ -289,9 +308,11 @@ __device__ __forceinline__ void end_columns(const float (&sum)[kRows / 2], float
                           __byte_perm(z, w, 0x7632));
       };
       if (row < live && piece[0].out != nullptr)
-        *reinterpret_cast<uint4*>(piece[0].out + row * piece[0].stride) = mixed(a.x, b.x, a.y, b.y);
+        *reinterpret_cast<uint4*>((row < split ? piece[0].out : piece[0].behind) + row * piece[0].stride) =
+            mixed(a.x, b.x, a.y, b.y);
       if (row < live && piece[1].out != nullptr)
-        *reinterpret_cast<uint4*>(piece[1].out + row * piece[1].stride) = mixed(a.z, b.z, a.w, b.w);
+        *reinterpret_cast<uint4*>((row < split ? piece[1].out : piece[1].behind) + row * piece[1].stride) =
+            mixed(a.z, b.z, a.w, b.w);
     }
     sync();
   }

@@ -194,8 +194,11 @@ __global__ void __launch_bounds__(kThreads, 1)
       const int pair0 = (u.weight0 + half) / 2, limit = op.w.order == RowOrder::kGated ? op.w.n / 2 : op.w.n;
       const int live = min(kRows, rows - u.row0), at0 = 2 * warp + lane / 16;
       End end = end_of(op);
-      Segment segment{};
-      if (op.to_qkv && end != End::kGeneral && !one_segment(op.qkv, u.row0, u.row0 + live - 1, segment))
+      Segment segment{}, behind{};
+      int split = live;
+      if (op.to_qkv && end != End::kGeneral &&
+          segments_of(op.qkv, u.row0, live, segment, behind, split) == 3 &&
+          (end != End::kQkv || segment.rows == 0))
         end = End::kGeneral;
       if (index == cluster) wait_for_inputs();
       // The first of the two pairs that the thread ends, where it ends pairs.
@@ -250,7 +253,7 @@ __global__ void __launch_bounds__(kThreads, 1)
             const int pair = pair0 + which % 4 * 8 + 4 * i;
             if (2 * pair < op.w.n)
               piece[i] = end == End::kColumns ? column_piece(op.epilogue, u.row0, 2 * pair)
-                                              : head_piece(op, segment, u.row0, pair);
+                                              : head_piece(op, segment, behind, u.row0, pair);
           }
           int feature0, feature1;  // whose sums the thread has
           pair_features(op.w, pair0 + 8 * warp + lane / 4, feature0, feature1);
@@ -258,9 +261,9 @@ __global__ void __launch_bounds__(kThreads, 1)
           const float bias0 = biased ? __ldg(biases + feature0) : 0.0f,
                       bias1 = biased ? __ldg(biases + feature1) : 0.0f;
           if (end == End::kColumns && op.epilogue.activation == Activation::kGeluTanh) {
-            end_columns<kRows, T::kPassRows, true>(sum, bias0, bias1, piece, live, handed, sync);
+            end_columns<kRows, T::kPassRows, true>(sum, bias0, bias1, piece, split, live, handed, sync);
           } else {
-            end_columns<kRows, T::kPassRows, false>(sum, bias0, bias1, piece, live, handed, sync);
+            end_columns<kRows, T::kPassRows, false>(sum, bias0, bias1, piece, split, live, handed, sync);
           }
           continue;
         }
@@ -298,8 +301,24 @@ __global__ void __launch_bounds__(kThreads, 1)
         if (end == End::kGeneral) {
           end_pairs(op, pair0 + lane, u.split, handed + 8 * lane, u.row0 + begin, warp, last);
         } else if (present) {
-          if constexpr (kKind == Kind::kTurned)
-            end_turned<T::kAtOnce>(column, bias, quad, begin + at0, last - at0);
+          if constexpr (kKind == Kind::kTurned) {
+            // A segment at a time; rows that are nobody's are left out.
+#pragma unroll 1
+            for (int from = begin, to; from < begin + last; from = to) {
+              to = segment.row_begin + segment.rows - u.row0;
+              if (from >= to) {
+                to = from + 1;
+                if (!find_segment(op.qkv.segments, valid(op.qkv.segment_count), u.row0 + from, segment)) {
+                  segment = {};
+                  continue;
+                }
+                column = qkv_column(op.qkv, segment, u.row0, first, second);
+                to = segment.row_begin + segment.rows - u.row0;
+              }
+              to = min(to, begin + last);
+              end_turned<T::kAtOnce>(column, bias, quad, begin + at0, from - begin - at0, to - begin - at0);
+            }
+          }
           if constexpr (kKind == Kind::kFloats)
             end_floats<T::kAtOnce>(op, end, bias, u.split, quad, old, u.row0 + begin + at0, last - at0, first,
                                    [&] { ask_old(begin + T::kChunkRows); });
