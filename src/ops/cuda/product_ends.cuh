@@ -87,7 +87,8 @@ __host__ __device__ __forceinline__ End end_of(const Product& op) {
   if (op.geglu) return op.w.n % 16 == 0 && e.pitch % 8 == 0 ? End::kGated : End::kGeneral;
   if (op.w.order != RowOrder::kAdjacent || op.w.n % 4 != 0) return End::kGeneral;
   if (op.partials != nullptr) return End::kPartials;
-  if (e.gate != nullptr || e.activation == Activation::kSilu || e.pitch % 4 != 0) return End::kGeneral;
+  if (e.activation == Activation::kSilu || e.pitch % 4 != 0) return End::kGeneral;
+  if (e.gate != nullptr && (e.gate_row != nullptr || !e.accumulate)) return End::kGeneral;
   const bool by_row = e.row_bias != nullptr || e.row_map != nullptr;
   if (e.accumulate) return e.f32 && !by_row && e.activation == Activation::kNone ? End::kInto : End::kGeneral;
   return !e.f32 && !by_row && op.w.n % 16 == 0 && e.pitch % 8 == 0 ? End::kColumns : End::kPlain;
@@ -190,7 +191,13 @@ __device__ __forceinline__ void end_floats(const Product& op, End kind, const fl
     pitch = op.w.n;
   } else {
 #pragma unroll
-    for (int i = 0; i < kAtOnce; ++i) v[i] = plus(v[i], old[i]);
+    for (int i = 0; i < kAtOnce; ++i) {
+      if (e.gate != nullptr) {  // of all rows
+        const float4 gate = *reinterpret_cast<const float4*>(e.gate + first);
+        v[i] = make_float4(v[i].x * gate.x, v[i].y * gate.y, v[i].z * gate.z, v[i].w * gate.w);
+      }
+      v[i] = plus(v[i], old[i]);
+    }
     next();
   }
 #pragma unroll

@@ -12,7 +12,7 @@
 namespace servoflow::stages {
 
 inline constexpr int kMaxSteps = 50;
-inline constexpr int kFewRequests = 2;  // at once, for which the expert's weights keep the layout of few rows
+inline constexpr int kFewRequests = 4;  // at once, for which the expert's weights keep the layout of few rows
 
 // The times 1 = t_0 > … > t_{N-1} of a schedule, rounded as the checkpoint's own framework rounds them.
 std::vector<float> time_grid(int steps, weights::TimeGrid grid);
