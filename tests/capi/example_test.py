@@ -15,8 +15,14 @@ SERVOFLOW, EXAMPLE = sys.argv[1], sys.argv[2]
 
 
 def arguments(request):
-    return [request["checkpoint"], request["robot"], str(request["seed"]), ",".join(map(repr, request["state"])),
-            request["prompt"], *(f"{key}={file}" for key, file in request["images"].items())]
+    return [
+        request["checkpoint"],
+        request["robot"],
+        str(request["seed"]),
+        ",".join(map(repr, request["state"])),
+        request["prompt"],
+        *(f"{key}={file}" for key, file in request["images"].items()),
+    ]
 
 
 def run(*args):
@@ -34,14 +40,18 @@ class Example(unittest.TestCase):
 
     def test_says_what_is_wrong(self):
         good = arguments(requests.load()[0])
-        for index, value, words in ((0, "nowhere", "nowhere"), (1, "dishwasher", "dishwasher"),
-                                    (3, "0.1,0.2", "observation/state"), (3, "0.1,x", "STATE"),
-                                    (3, "nan,0,0,0,0,0,0,0", "not a finite number"),
-                                    (5, "observation/image=nowhere.png", "nowhere.png"),
-                                    (5, "observation/image=README.md", "observation/image"),
-                                    (5, "elbow=examples/frames/base.png", "elbow")):
+        for index, value, words in (
+            (0, "nowhere", "nowhere"),
+            (1, "dishwasher", "dishwasher"),
+            (3, "0.1,0.2", "observation/state"),
+            (3, "0.1,x", "STATE"),
+            (3, "nan,0,0,0,0,0,0,0", "not a finite number"),
+            (5, "observation/image=nowhere.png", "nowhere.png"),
+            (5, "observation/image=README.md", "observation/image"),
+            (5, "elbow=examples/frames/base.png", "elbow"),
+        ):
             with self.subTest(value):
-                done = run(*good[:index], value, *good[index + 1:])
+                done = run(*good[:index], value, *good[index + 1 :])
                 self.assertIn(done.returncode, (2, 3))
                 self.assertIn(words, done.stderr)
                 self.assertEqual(done.stdout, "")

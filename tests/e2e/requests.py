@@ -18,9 +18,26 @@ def load():
 
 def run_command(binary, request, precision="fp32", threads=1):
     """What `servoflow run` says to a request, as its JSON: actions are rows of floats, printed with all their digits."""
-    command = [str(binary), "run", request["checkpoint"], "--seed", str(request["seed"]), "--precision", precision,
-               "--device", "cpu", "--threads", str(threads), "--prompt", request["prompt"], "--log-level", "warn",
-               "--state=" + ",".join(map(repr, request["state"])), "--json", "-"]
+    command = [
+        str(binary),
+        "run",
+        request["checkpoint"],
+        "--seed",
+        str(request["seed"]),
+        "--precision",
+        precision,
+        "--device",
+        "cpu",
+        "--threads",
+        str(threads),
+        "--prompt",
+        request["prompt"],
+        "--log-level",
+        "warn",
+        "--state=" + ",".join(map(repr, request["state"])),
+        "--json",
+        "-",
+    ]
     command += ["--robot", request["robot"]] if request["robot"] else []
     for key, file in request["images"].items():
         command += ["--image", f"{key}={file}"]
