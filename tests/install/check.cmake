@@ -1,4 +1,5 @@
-# cmake -DBUILD=… -DCOMPILER=… -DC_COMPILER=… -DSOURCE=… -DSTATIC=… -DCONSUMER=… -DCHECKPOINT=… -P check.cmake
+# cmake -DBUILD=… -DCOMPILER=… -DC_COMPILER=… -DSOURCE=… -DSTATIC=… -DCONSUMER=… -DCHECKPOINT=…
+# -DPYTHON=… -P check.cmake
 set(scratch ${BUILD}/install_test)
 set(prefix ${scratch}/prefix)
 file(REMOVE_RECURSE ${scratch})
@@ -62,4 +63,34 @@ foreach(program IN LISTS programs)
     message(FATAL_ERROR "${program}: prints other actions\n${output}\nthan the first program\n${first}")
   endif()
   set(first "${output}")
+endforeach()
+
+# Documents: README's C++ program, and the C program that the blocks of docs/c-api.md make, run as they are written.
+function(snippets document language file)
+  execute_process(COMMAND ${PYTHON} ${SOURCE}/tests/e2e/snippets.py ${SOURCE}/${document} ${language}
+    OUTPUT_FILE ${scratch}/${file} RESULT_VARIABLE status)
+  if(NOT status EQUAL 0)
+    message(FATAL_ERROR "${document}: no ${language} block")
+  endif()
+endfunction()
+pkg_config(servoflow flags)
+snippets(README.md cpp readme.cc)
+run(${COMPILER} -std=c++20 -Wall -Wextra -Werror -Wno-missing-field-initializers ${scratch}/readme.cc ${flags}
+  -o ${scratch}/readme)
+snippets(docs/c-api.md c program.c)
+run(${C_COMPILER} ${strict} ${scratch}/program.c ${flags} -o ${scratch}/program_strict)
+if(NOT STATIC)
+  snippets(docs/c-api.md sh compile.sh)
+  execute_process(COMMAND bash -eux compile.sh WORKING_DIRECTORY ${scratch} RESULT_VARIABLE status ERROR_VARIABLE error)
+  if(NOT status EQUAL 0)
+    message(FATAL_ERROR "docs/c-api.md: ${error}")
+  endif()
+  list(APPEND documented program)
+endif()
+foreach(program readme program_strict ${documented})
+  execute_process(COMMAND ${scratch}/${program} WORKING_DIRECTORY ${SOURCE} RESULT_VARIABLE status OUTPUT_VARIABLE output
+    ERROR_VARIABLE output)
+  if(NOT status EQUAL 0 OR NOT output MATCHES "actions")
+    message(FATAL_ERROR "${program}: ${status}\n${output}")
+  endif()
 endforeach()
