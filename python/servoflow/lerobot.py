@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from . import _observation
 from ._errors import InvalidInput
-from ._policy import Policy, Session, _integer, infer_batch
+from ._policy import Policy, _integer, infer_batch
 
 
 def _is_tensor(value: Any) -> bool:
@@ -58,8 +58,8 @@ class LeRobotPolicy:
         self._policy = policy
         self._seed = _integer(seed, "seed", 0, 2**64 - 1)
         self._robot = robot
-        self._contract = _observation.Contract.parse(policy.new_session(robot=robot).contract_json)
-        self._sessions: list[Session] = []
+        self._sessions = [policy.new_session(robot=robot, seed=self._seed)]
+        self._contract = self._sessions[0]._contract
         self._queue: deque[npt.NDArray[np.float32]] = deque()
         self.config = types.SimpleNamespace(chunk_size=horizon, n_action_steps=steps)
 

@@ -73,6 +73,16 @@ def to_host(value: Any, field: str) -> Array:
     return array
 
 
+def like(batch: Any, array: Array) -> Any:
+    """The array as a tensor on the device of the batch's tensors, if it has any."""
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(batch, Mapping):
+        for value in batch.values():
+            if isinstance(value, torch.Tensor):
+                return torch.from_numpy(array).to(value.device)
+    return array
+
+
 def without_batch(array: Array, rank: int, field: str) -> Array:
     """Drops a first dimension of 1 if there is one more than `rank`."""
     if array.ndim == rank + 1 and array.shape[0] == 1:
@@ -314,8 +324,8 @@ class LeRobotRecorder:
 
     `preprocessor(observation)` makes the policy's batch, `policy.predict_action_chunk(batch, noise=…, num_steps=…)`
     answers normalised actions [1, horizon, action_dim], `postprocessor(actions)` robot units: the objects that
-    lerobot's make_pre_post_processors and PI05Policy.from_pretrained give. Noise is handed over as a torch tensor
-    [1, horizon, model_action_dim] if torch is loaded, else as a NumPy array.
+    lerobot's make_pre_post_processors and PI05Policy.from_pretrained give. Noise [1, horizon, model_action_dim] is
+    handed over as the batch's values are: a torch tensor on their device, or a NumPy array.
     """
 
     def __init__(
@@ -354,10 +364,8 @@ class LeRobotRecorder:
             if recorded:
                 single = {key: self._single(value, key) for key, value in observation.items()}
                 inputs = w.inputs(single, start)
-            torch = sys.modules.get("torch")
-            handed: Any = start.copy()[None]
-            handed = handed if torch is None else torch.from_numpy(handed)
             batch = self.preprocessor(dict(observation))
+            handed = like(batch, start.copy()[None])
             normalized = self.policy.predict_action_chunk(batch, noise=handed, num_steps=self._steps)
             actions = self.postprocessor(normalized)
             if recorded:

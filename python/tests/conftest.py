@@ -12,7 +12,7 @@ import servoflow
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests/e2e"))
-import requests as shared  # noqa: E402
+import shared_requests as shared  # noqa: E402
 
 OPENPI = ROOT / "tests/golden/openpi-tiny"
 LEROBOT = ROOT / "tests/golden/lerobot-tiny"
@@ -33,7 +33,7 @@ def frame(file):
 
 
 def observation(request, session, convert=frame):
-    """A request of tests/e2e/requests.json as openpi's dict. `convert`: what a file becomes."""
+    """A request of tests/e2e/shared_requests.json as openpi's dict. `convert`: what a file becomes."""
     obs = {key: convert(file) for key, file in request["images"].items()}
     contract = session._contract
     state, at = np.array(request["state"]), 0

@@ -221,3 +221,35 @@ def test_handles_cannot_be_copied_or_pickled(libero, libero_policy):
             copy.deepcopy(handle)
         with pytest.raises(TypeError):
             pickle.dumps(handle)
+
+
+def random_value(rng):
+    """Something that a careless or hostile client might send."""
+    dtypes = [np.uint8, np.int8, np.uint16, np.int64, np.float16, np.float32, np.float64, bool, complex, object, "<U3", "V4",
+              "S2", "M8[s]", ">f4", ">f8"]  # fmt: skip
+    shape = tuple(int(rng.choice([0, 1, 3, 8, 17])) for _ in range(rng.integers(0, 5)))
+    array = np.zeros(shape, dtypes[rng.integers(len(dtypes))])
+    if array.dtype.kind == "f" and array.size:
+        array.flat[rng.integers(array.size)] = rng.choice([0.5, -1.0, np.nan, np.inf, 1e30])
+    if array.ndim and rng.random() < 0.3:
+        array = array[..., ::-1].T
+    others = [None, "text", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", [], {}, {"a": array}, [array], 2**100, float("nan"), set(), memoryview(b"xy"),
+              lambda: 0, np.float32(1)]  # fmt: skip
+    return array if rng.random() < 0.6 else others[rng.integers(len(others))]
+
+
+def test_random_values_give_an_answer_or_a_reason(libero_policy, obs):
+    rng = np.random.default_rng(0)
+    session = libero_policy.new_session()
+    answers = 0
+    for _ in range(600):
+        change = {key: random_value(rng) for key in (*obs, "tokens", "extra") if rng.random() < 0.3}
+        noise = random_value(rng) if rng.random() < 0.1 else None
+        try:
+            result = session.infer({**obs, **change}, noise=noise, steps=1)
+        except servoflow.InvalidInput as error:
+            assert str(error)
+        else:
+            assert np.isfinite(result["actions"]).all()
+            answers += 1
+    assert 20 < answers < 300

@@ -4,7 +4,7 @@ import os
 import threading
 import time
 
-from conftest import LEROBOT, OPENPI, ROOT, frame, observation
+from conftest import LEROBOT, OPENPI, REQUESTS, ROOT, frame, observation, shared
 import numpy as np
 import pytest
 
@@ -21,6 +21,30 @@ def test_gives_the_bits_of_the_command_line(case):
     result = answer(case)
     assert result["actions"].dtype == np.float64
     np.testing.assert_array_equal(result["actions"], case[2], strict=True)
+
+
+def test_gives_the_bits_of_the_command_line_in_bf16(binary):
+    request = REQUESTS[0]
+    policy = servoflow.Policy.open(
+        ROOT / request["checkpoint"], device="cpu", precision="bf16", robot="libero", seed=request["seed"]
+    )
+    result = policy.infer(observation(request, policy.new_session()))
+    assert result["servoflow"]["precision"] == "bf16"
+    expected = np.array(shared.run_command(binary, request, "bf16")["actions"])
+    np.testing.assert_array_equal(result["actions"], expected)
+
+
+def test_without_a_robot(libero_policy):
+    session = libero_policy.new_session(robot="none")
+    image = frame("examples/frames/base.png")
+    result = session.infer({"base_0_rgb": image, "tokens": [2, 5, 9]})
+    assert result["actions"].shape == (10, 32)
+    session.reset()
+    again = session.infer({"base_0_rgb": image, "tokens": np.array([2, 5, 9], np.uint8)})
+    np.testing.assert_array_equal(again["actions"], result["actions"])
+    for tokens in ([2.0], [[2]], [-1], [2**31], [1023, 1024], "2"):
+        with pytest.raises(servoflow.InvalidInput, match="tokens"):
+            session.infer({"base_0_rgb": image, "tokens": tokens})
 
 
 def test_picture_files_give_the_same_bits(case):

@@ -9,7 +9,7 @@ import sys
 import unittest
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "e2e"))
-import requests  # noqa: E402
+import shared_requests  # noqa: E402
 
 SERVOFLOW, EXAMPLE = sys.argv[1], sys.argv[2]
 
@@ -26,20 +26,22 @@ def arguments(request):
 
 
 def run(*args):
-    return subprocess.run([EXAMPLE, *args], cwd=requests.ROOT, capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        [EXAMPLE, *args], cwd=shared_requests.ROOT, capture_output=True, text=True, timeout=300
+    )
 
 
 class Example(unittest.TestCase):
     def test_gives_the_bits_of_the_command_line(self):
-        for request in requests.load():
+        for request in shared_requests.load():
             with self.subTest(request["name"]):
                 done = run(*arguments(request))
                 self.assertEqual(done.returncode, 0, done.stderr)
                 rows = [list(map(float, line.split())) for line in done.stdout.splitlines()]
-                self.assertEqual(rows, requests.run_command(SERVOFLOW, request)["actions"])
+                self.assertEqual(rows, shared_requests.run_command(SERVOFLOW, request)["actions"])
 
     def test_says_what_is_wrong(self):
-        good = arguments(requests.load()[0])
+        good = arguments(shared_requests.load()[0])
         for index, value, words in (
             (0, "nowhere", "nowhere"),
             (1, "dishwasher", "dishwasher"),

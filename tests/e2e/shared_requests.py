@@ -1,6 +1,6 @@
 """Requests that every way into the engine must answer with the same bits, and what `servoflow run` answers.
 
-requests.json holds them; paths in it are relative to the repository root. Used by the tests of the C interface and of
+shared_requests.json holds them; paths in it are relative to the repository root. Used by the tests of the C interface and of
 the Python package; standard library only.
 """
 
@@ -13,7 +13,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 def load():
     """List of {name, checkpoint, robot ("" = the checkpoint's own), seed, images {request key: PNG file}, state, prompt}."""
-    return json.loads((ROOT / "tests/e2e/requests.json").read_text(encoding="utf-8"))
+    return json.loads((ROOT / "tests/e2e/shared_requests.json").read_text(encoding="utf-8"))
 
 
 def run_command(binary, request, precision="fp32", threads=1):
