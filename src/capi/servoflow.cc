@@ -189,12 +189,23 @@ Status open(const char* checkpoint, const servoflow_policy_options* given, servo
   return {};
 }
 
+// An old answer must not be taken for that of a call that failed.
+void empty(servoflow_chunk* chunk) {
+  const auto found = chunks().find(chunk);
+  if (!found.ok()) return;
+  const std::lock_guard turn((*found)->turn);
+  (*found)->filled = false;
+}
+
 Status infer(servoflow_session* session, const servoflow_observation* observation,
              const servoflow_infer_options* given, servoflow_chunk* chunk) {
-  const auto s = sessions().find(session);
-  if (!s.ok()) return s.status();
   const auto c = chunks().find(chunk);
   if (!c.ok()) return c.status();
+  const auto s = sessions().find(session);
+  if (!s.ok()) {
+    empty(chunk);
+    return s.status();
+  }
   const std::scoped_lock turn((*s)->turn, (*c)->turn);
   (*c)->filled = false;
   BorrowedObservation borrowed;
@@ -248,8 +259,12 @@ Status infer_batch(servoflow_session* const* session_handles,
     return Status::invalid("count: " + std::to_string(count) + " is not between 1 and " +
                            std::to_string(kMaxBatch));
   Batch batch;
-  if (Status status = batch.find(session_handles, chunk_handles, count); !status.ok()) return status;
-  if (Status status = batch.lock(); !status.ok()) return status;
+  Status ready = batch.find(session_handles, chunk_handles, count);
+  if (ready.ok()) ready = batch.lock();
+  if (!ready.ok()) {
+    for (std::size_t i = 0; i < count; ++i) empty(chunk_handles[i]);
+    return ready;
+  }
   for (const auto& c : batch.chunks) c->filled = false;
   std::vector<BorrowedObservation> borrowed(count);
   for (std::size_t i = 0; i < count; ++i)

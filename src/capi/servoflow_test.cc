@@ -198,6 +198,8 @@ TEST_F(CApi, ABatchGivesTheBitsOfSingleCalls) {
   observations[1] = nullptr;
   refused(servoflow_infer_batch(sessions, observations, chunks, 2, nullptr),
           "request 1: observation: is NULL");
+  servoflow_chunk_view old = SERVOFLOW_CHUNK_VIEW_INIT;
+  for (servoflow_chunk* chunk : chunks) refused(servoflow_chunk_get(chunk, &old), "holds no answer");
   EXPECT_EQ(servoflow_session_free(other), SERVOFLOW_OK);
   EXPECT_EQ(servoflow_chunk_free(other_chunk), SERVOFLOW_OK);
 }
@@ -257,7 +259,10 @@ TEST_F(CApi, DeadAndForeignHandlesAreErrors) {
   refused(servoflow_infer(freed, &request.observation, nullptr, chunk_), "session: not a live handle");
   refused(servoflow_session_reset(freed), "session: not a live handle");
   refused(servoflow_session_contract(freed, nullptr, nullptr), "session: not a live handle");
+  ASSERT_EQ(servoflow_infer(session_, &request.observation, nullptr, chunk_), SERVOFLOW_OK);
   refused(servoflow_infer(nullptr, &request.observation, nullptr, chunk_), "session: is NULL");
+  servoflow_chunk_view old = SERVOFLOW_CHUNK_VIEW_INIT;
+  refused(servoflow_chunk_get(chunk_, &old), "holds no answer");
   refused(servoflow_infer(session_, &request.observation, nullptr, nullptr), "chunk: is NULL");
   refused(
       servoflow_infer(reinterpret_cast<servoflow_session*>(policy_), &request.observation, nullptr, chunk_),
