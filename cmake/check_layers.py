@@ -7,7 +7,7 @@ The rules, each with a planted violation in check_layers_test.py:
   ladder    a file includes only from its own layer or from layers below it
   sibling   layers on one line of layers.txt do not include each other
   stage     src/stages/<a> never includes src/stages/<b>, and src/stages itself includes none of them
-  serve     src/serve includes only "servoflow/..." and its own files
+  public    src/serve and src/capi include only "servoflow/..." and their own files
   vendor    CUDA headers only under src/ops/cuda; Highway and oneDNN only under src/ops/cpu and bench
   missing   a quoted include names a file of the tree
 Files under tests/ may include anything; tests beside a source obey the ladder as their folder does.
@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 
 FOLDERS = ("include", "src", "apps", "python", "tests", "bench")
 SUFFIXES = {".h", ".cc", ".cu", ".cuh", ".inc"}
+PUBLIC_ONLY = ("src/serve", "src/capi")  # they offer the engine to others, by its public headers
 INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]')
 
 CUDA = re.compile(r"^(cuda\w*|cublas\w*|curand\w*|cusparse\w*|cudnn\w*|nvrtc|nvml|nvToolsExt\w*|device_launch_parameters"
@@ -84,10 +85,11 @@ def judge(ladder, source, target):
         return None
     if is_under(target, "tests"):
         return "only tests/ includes from tests/"
-    if is_under(source, "src/serve"):
-        if not is_under(target, "src/serve") and not is_under(target, "include/servoflow"):
-            return f'src/serve includes only "servoflow/..." and its own files, not {target}'
-        return None
+    for layer in PUBLIC_ONLY:
+        if is_under(source, layer):
+            if not is_under(target, layer) and not is_under(target, "include/servoflow"):
+                return f'{layer} includes only "servoflow/..." and its own files, not {target}'
+            return None
     a, b = stage_of(source), stage_of(target)
     if a is not None and b and a != b:
         if a:

@@ -12,13 +12,13 @@ src/core
 src/ops
 src/stages
 src/policy
-src/toolkit src/serve
+src/toolkit src/serve src/capi
 apps python
 """
 HEADERS = (
     "include/servoflow/status.h", "src/core/file.h", "src/ops/ops.h", "src/ops/cpu/kernel.h", "src/stages/flow.h",
     "src/stages/vision/vision.h", "src/stages/prefix/prefix.h", "src/policy/network.h", "src/toolkit/probe.h",
-    "src/serve/server.h", "apps/commands.h", "python/bindings.h", "tests/golden.h", "src/cudalike/x.h",
+    "src/serve/server.h", "src/capi/handles.h", "apps/commands.h", "python/bindings.h", "tests/golden.h", "src/cudalike/x.h",
 )
 
 
@@ -81,6 +81,11 @@ class LadderTest(unittest.TestCase):
     def test_serve_sees_only_the_public_headers(self):
         self.refused("src/serve/server.cc", '"core/file.h"', "src/serve includes only")
         self.allowed("src/serve/server.cc", '"serve/server.h"', '"servoflow/status.h"', "<string>")
+
+    def test_the_c_interface_sees_only_the_public_headers(self):
+        self.refused("src/capi/capi.cc", '"core/file.h"', "src/capi includes only")
+        self.refused("src/capi/capi.cc", '"serve/server.h"', "src/capi includes only")
+        self.allowed("src/capi/capi.cc", '"capi/handles.h"', '"servoflow/status.h"', "<string>")
 
     def test_vendor_headers(self):
         self.refused("src/ops/ops.cc", "<cuda_runtime.h>", "CUDA")

@@ -1,8 +1,10 @@
 # What `make install` lays down, and where the binary ends up in a build folder. Included last, when all targets exist.
 #
-# The library is one archive, libservoflow.a, made of the objects of sf_policy and of every unit below it: users link
+# The library is one archive, libservoflow.a, made of the objects of sf_capi and of every unit below it: users link
 # one file, and our unit names stay out of their way. What it needs from outside (dep_*, Threads, OpenMP) is collected
-# from the same walk and written into the CMake package and the pkg-config file, so neither can fall behind.
+# from the same walk and written into the CMake package and the pkg-config file, so neither can fall behind. Beside it
+# lies libservoflow_c.so, which shows the C interface and nothing else: for C programs that must not be linked anew with
+# every release, and for languages that load libraries.
 include(GNUInstallDirs)
 include(CMakePackageConfigHelpers)
 
@@ -63,13 +65,28 @@ function(sf_walk item)
   endif()
 endfunction()
 
-if(TARGET sf_policy AND NOT SF_SANITIZE)
-  sf_walk(sf_policy)
+if(TARGET sf_capi AND NOT SF_SANITIZE)
+  sf_walk(sf_capi)
   get_property(objects GLOBAL PROPERTY SF_OBJECTS)
   get_property(libraries GLOBAL PROPERTY SF_LIBRARIES)
   add_library(servoflow_archive STATIC ${objects})
   set_target_properties(servoflow_archive PROPERTIES OUTPUT_NAME servoflow LINKER_LANGUAGE CXX
     ARCHIVE_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR})
+
+  # Debian's archives of other libraries are not made for shared objects, so SF_STATIC goes without.
+  set(SF_PACKAGES servoflow)
+  if(NOT SF_STATIC)
+    list(APPEND SF_PACKAGES servoflow_c)
+    file(STRINGS ${CMAKE_SOURCE_DIR}/include/servoflow/servoflow.h SF_ABI_VERSION REGEX "define SERVOFLOW_ABI_VERSION")
+    string(REGEX REPLACE "[^0-9]" "" SF_ABI_VERSION "${SF_ABI_VERSION}")
+    add_library(servoflow_c SHARED $<TARGET_OBJECTS:sf_capi>)
+    target_link_libraries(servoflow_c PRIVATE sf_policy sf_flags)
+    set(exports ${CMAKE_SOURCE_DIR}/cmake/servoflow_c.map)
+    target_link_options(servoflow_c PRIVATE -Wl,--version-script=${exports} -Wl,--no-undefined)
+    set_target_properties(servoflow_c PROPERTIES LINKER_LANGUAGE CXX LINK_DEPENDS ${exports} VERSION ${PROJECT_VERSION}
+      SOVERSION ${SF_ABI_VERSION} LIBRARY_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR})
+    install(TARGETS servoflow_c LIBRARY DESTINATION ${CMAKE_INSTALL_LIBDIR})
+  endif()
 
   # "/usr/lib/x86_64-linux-gnu/libfmt.so" and "fmt" both become the name fmt; folders the linker does not search by
   # itself are kept for -L.
@@ -101,9 +118,11 @@ if(TARGET sf_policy AND NOT SF_SANITIZE)
   configure_package_config_file(${CMAKE_SOURCE_DIR}/cmake/servoflowConfig.cmake.in
     ${CMAKE_BINARY_DIR}/servoflowConfig.cmake INSTALL_DESTINATION ${package_folder} NO_SET_AND_CHECK_MACRO)
   write_basic_package_version_file(${CMAKE_BINARY_DIR}/servoflowConfigVersion.cmake COMPATIBILITY SameMinorVersion)
-  configure_file(${CMAKE_SOURCE_DIR}/cmake/servoflow.pc.in ${CMAKE_BINARY_DIR}/servoflow.pc @ONLY)
+  foreach(name IN LISTS SF_PACKAGES)
+    configure_file(${CMAKE_SOURCE_DIR}/cmake/${name}.pc.in ${CMAKE_BINARY_DIR}/${name}.pc @ONLY)
+    install(FILES ${CMAKE_BINARY_DIR}/${name}.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig)
+  endforeach()
   install(TARGETS servoflow_archive ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR})
   install(FILES ${CMAKE_BINARY_DIR}/servoflowConfig.cmake ${CMAKE_BINARY_DIR}/servoflowConfigVersion.cmake
     DESTINATION ${package_folder})
-  install(FILES ${CMAKE_BINARY_DIR}/servoflow.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig)
 endif()

@@ -72,10 +72,22 @@ struct PolicyInfo {
   double ready_seconds = 0;  // from open() to ready
 };
 
+// What a checkpoint says about itself and one robot, read without its weights.
+struct CheckpointInfo {
+  std::string layout;
+  int horizon = 0, model_action_dim = 0, image_size = 0, max_tokens = 0;
+  int default_steps = 0;
+  std::string contract_json, contract_hash;  // as a session of that robot has them
+};
+
 class Session;
 
 class Policy {
  public:
+  // Every tensor's name and shape is checked, no weight is read: takes milliseconds and little memory.
+  // `robot` and `assets` as in PolicyOptions.
+  static Result<CheckpointInfo> describe(const std::string& checkpoint, const std::string& robot = "",
+                                         const std::string& assets = "");
   // Reads, checks and packs a checkpoint. Every problem found in it is in one error.
   static Result<Policy> open(const std::string& checkpoint, const PolicyOptions& options = {});
   // Random weights of the published size, generated in memory ("pi05", "tiny" or an architecture file): for

@@ -264,6 +264,26 @@ struct Session::Impl {
   }
 };
 
+Result<CheckpointInfo> Policy::describe(const std::string& checkpoint, const std::string& robot,
+                                        const std::string& assets) {
+  SF_ASSIGN_OR_RETURN(const weights::Checkpoint opened, weights::open_checkpoint(checkpoint));
+  Impl impl;
+  impl.options.assets = assets;
+  impl.architecture = opened.architecture;
+  impl.lerobot_layout = opened.layout == weights::Layout::kLerobot;
+  impl.info.checkpoint = checkpoint;
+  SF_ASSIGN_OR_RETURN(const contract::Contract contract, impl.contract_of(robot));
+  const weights::Architecture& a = opened.architecture;
+  return CheckpointInfo{.layout = weights::layout_name(opened.layout),
+                        .horizon = a.horizon,
+                        .model_action_dim = a.action_dim,
+                        .image_size = a.vision.image,
+                        .max_tokens = a.max_tokens,
+                        .default_steps = a.default_steps,
+                        .contract_json = contract::canonical_json(contract),
+                        .contract_hash = contract::contract_hash(contract)};
+}
+
 Result<Policy> Policy::open(const std::string& checkpoint, const PolicyOptions& options) {
   const Clock::time_point begin = Clock::now();
   SF_ASSIGN_OR_RETURN(const weights::Checkpoint opened, weights::open_checkpoint(checkpoint));

@@ -140,6 +140,21 @@ TEST_F(PolicyTest, NonFiniteResultsNeverLeave) {
       << "one bad request must not poison the next";
 }
 
+TEST_F(PolicyTest, DescribesACheckpointWithoutItsWeights) {
+  const auto info = Policy::describe(kCheckpoint, "libero");
+  ASSERT_TRUE(info.ok()) << info.status().message();
+  EXPECT_EQ(info->layout, "openpi");
+  EXPECT_EQ(info->horizon, policy->info().horizon);
+  EXPECT_EQ(info->model_action_dim, policy->info().model_action_dim);
+  EXPECT_EQ(info->default_steps, 10);
+  const auto session = policy->new_session({.robot = "libero"});
+  ASSERT_TRUE(session.ok());
+  EXPECT_EQ(info->contract_json, session->contract_json());
+  EXPECT_EQ(info->contract_hash, session->contract_hash());
+  EXPECT_EQ(Policy::describe(kCheckpoint).status().code(), StatusCode::kInvalidInput);
+  EXPECT_EQ(Policy::describe("no/such/folder").status().code(), StatusCode::kInvalidInput);
+}
+
 TEST_F(PolicyTest, ErrorsNameTheField) {
   Session s = session(1);
   const auto message = [&](const Observation& o, const InferOptions& options = {}) {

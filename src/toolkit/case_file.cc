@@ -8,6 +8,7 @@
 #include <set>
 #include <string_view>
 
+#include "contract/canonical.h"
 #include "core/json.h"
 #include "core/status_macros.h"
 
@@ -144,6 +145,7 @@ class Reader {
     } else if (version == 1 && (out_.robot == "libero" || out_.robot == "droid")) {
       out_.action_width = out_.robot == "libero" ? 7 : 8;
     }
+    if (const std::string* contract = meta("contract")) read_contract(*contract);
     if (const std::string* tolerances = meta("tolerances")) {
       read_tolerances(*tolerances);
     } else {
@@ -152,13 +154,23 @@ class Reader {
     }
   }
 
+  void told(const Status& status) {
+    if (!problems_.empty()) problems_ += '\n';
+    problems_ += status.message();
+  }
+
+  void read_contract(const std::string& json) {
+    const std::string where = path_ + ": metadata contract";
+    const Result<Json> root = parse_json(json, where);
+    if (!root.ok()) return told(root.status());
+    Result<contract::Contract> contract = contract::contract_from_json(*root, where);
+    if (!contract.ok()) return told(contract.status());
+    out_.contract = std::move(*contract);
+  }
+
   void read_tolerances(const std::string& json) {
     const Result<Json> root = parse_json(json, path_ + ": metadata tolerances");
-    if (!root.ok()) {
-      if (!problems_.empty()) problems_ += '\n';
-      problems_ += root.status().message();
-      return;
-    }
+    if (!root.ok()) return told(root.status());
     if (!root->is_object()) return problem("metadata tolerances", "not an object");
     for (const auto& [precision, stages] : root->items()) {
       if (!stages.is_object()) {

@@ -14,6 +14,7 @@
 #include <string>
 #include <vector>
 
+#include "contract/contract.h"
 #include "core/safetensors.h"
 #include "core/shape.h"
 #include "servoflow/status.h"
@@ -76,6 +77,9 @@ struct CaseFile {
   int steps = 0, max_tokens = 0;
   std::optional<int>
       action_width;  // absent: normalised actions only (or, in version 1, what the checkpoint says)
+  // The robot's contract when the case was recorded: state parts and transforms of an openpi checkpoint,
+  // which does not hold them itself. Absent: the state as one part, no transforms.
+  std::optional<contract::Contract> contract;
   std::vector<std::string> slots;  // cameras that are present, in the order the model sees them
   std::vector<CaseImage> images;   // in the order of `slots`
   std::vector<double> state;

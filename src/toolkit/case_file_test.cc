@@ -5,6 +5,8 @@
 
 #include <filesystem>
 
+#include "contract/canonical.h"
+
 namespace servoflow::toolkit {
 namespace {
 
@@ -94,6 +96,29 @@ TEST(CaseFile, ReadsWhatTheMetadataSays) {
   EXPECT_EQ(c->expected.size(), 6u);
   EXPECT_EQ(*c->tolerances.at("fp32").at("vision").max, 1e-5);
   EXPECT_EQ(c->notes.size(), 1u) << "the reference's own bfloat16 run";
+}
+
+TEST(CaseFile, CarriesItsRobotsContract) {
+  Draft draft;
+  EXPECT_FALSE(draft.read()->contract);
+  contract::Contract robot;
+  robot.name = "arm";
+  robot.cameras = {{"a", "images/a", true}, {"b", "images/b", true}};
+  robot.state_parts = {{"joints", 7}, {"gripper", 1}};
+  robot.state_norm.kind = robot.action_norm.kind = contract::NormKind::kIdentity;
+  robot.actions.width = 2;
+  robot.actions.transforms = {{"delta", {0}, ""}};
+  draft.metadata["contract"] = contract::canonical_json(robot);
+  const Result<CaseFile> read = draft.read();
+  ASSERT_TRUE(read.ok()) << read.status().message();
+  ASSERT_TRUE(read->contract);
+  EXPECT_EQ(read->contract->state_parts.size(), 2u);
+  EXPECT_EQ(read->contract->actions.transforms[0].name, "delta");
+
+  draft.metadata["contract"] = "{";
+  EXPECT_NE(draft.error().find("metadata contract"), std::string::npos) << draft.error();
+  draft.metadata["contract"] = R"({"name": 3})";
+  EXPECT_NE(draft.error().find("metadata contract"), std::string::npos) << draft.error();
 }
 
 TEST(CaseFile, OlderFilesTakeTheTolerancesOfTheirLayout) {

@@ -231,6 +231,11 @@ class Verifier {
       out.state_norm.stats = statistics.state;
       out.action_norm.stats = statistics.actions;
       out.state_parts = {{"state", static_cast<int>(c.state.size())}};
+      if (c.contract) {
+        out.state_parts = c.contract->state_parts;
+        out.state_transforms = c.contract->state_transforms;
+        out.actions = c.contract->actions;
+      }
     } else {
       const bool lerobot = checkpoint_.layout == weights::Layout::kLerobot;
       SF_ASSIGN_OR_RETURN(out, contract::load_contract(

@@ -1,4 +1,5 @@
-# cmake -DBUILD=… -DCOMPILER=… -DCONSUMER=… -DCHECKPOINT=… -P check.cmake
+# cmake -DBUILD=… -DCOMPILER=… -DC_COMPILER=… -DSOURCE=… -DSTATIC=… -DCONSUMER=… -DCHECKPOINT=…
+# -DPYTHON=… -P check.cmake
 set(scratch ${BUILD}/install_test)
 set(prefix ${scratch}/prefix)
 file(REMOVE_RECURSE ${scratch})
@@ -21,11 +22,75 @@ run(${scratch}/cmake/consumer ${CHECKPOINT})
 file(GLOB_RECURSE package ${prefix}/servoflow.pc)
 get_filename_component(folder "${package}" DIRECTORY)
 set(ENV{PKG_CONFIG_PATH} ${folder})
-execute_process(COMMAND pkg-config --cflags --libs servoflow OUTPUT_VARIABLE flags RESULT_VARIABLE status
-  OUTPUT_STRIP_TRAILING_WHITESPACE)
-if(NOT status EQUAL 0)
-  message(FATAL_ERROR "pkg-config does not find servoflow in ${folder}")
-endif()
-separate_arguments(flags UNIX_COMMAND "${flags}")
+function(pkg_config package out)
+  execute_process(COMMAND pkg-config --cflags --libs ${package} OUTPUT_VARIABLE flags RESULT_VARIABLE status
+    OUTPUT_STRIP_TRAILING_WHITESPACE)
+  if(NOT status EQUAL 0)
+    message(FATAL_ERROR "pkg-config does not find ${package} in ${folder}")
+  endif()
+  separate_arguments(flags UNIX_COMMAND "${flags}")
+  set(${out} ${flags} PARENT_SCOPE)
+endfunction()
+pkg_config(servoflow flags)
 run(${COMPILER} -std=c++20 ${CONSUMER}/main.cc ${flags} -o ${scratch}/by_pkg_config)
 run(${scratch}/by_pkg_config ${CHECKPOINT})
+
+# The C example as a C project of its own: with the archive and with the shared library, found both ways. All must print
+# the same digits.
+set(example ${SOURCE}/examples/c/infer.c)
+set(strict -std=c11 -Wall -Wextra -Wpedantic -Werror)
+run(${CMAKE_COMMAND} -S ${CONSUMER}_c -B ${scratch}/cmake_c -DSOURCE=${example} -DSTATIC=${STATIC} -DCMAKE_PREFIX_PATH=${prefix}
+  -DCMAKE_C_COMPILER=${C_COMPILER})
+run(${CMAKE_COMMAND} --build ${scratch}/cmake_c)
+run(${C_COMPILER} ${strict} ${example} ${flags} -o ${scratch}/c_archive)
+set(programs cmake_c/by_archive c_archive)
+if(NOT STATIC)
+  pkg_config(servoflow_c flags)
+  run(${C_COMPILER} ${strict} ${example} ${flags} -o ${scratch}/c_shared)
+  list(APPEND programs cmake_c/by_shared_library c_shared)
+endif()
+get_filename_component(libraries "${folder}" DIRECTORY)
+set(ENV{LD_LIBRARY_PATH} ${libraries})
+set(first "")
+foreach(program IN LISTS programs)
+  execute_process(COMMAND ${scratch}/${program} ${CHECKPOINT} libero 7 0,0,0,0,0,0,0,0 "open the drawer"
+    base_0_rgb=${SOURCE}/examples/frames/base.png left_wrist_0_rgb=${SOURCE}/examples/frames/wrist.png
+    RESULT_VARIABLE status OUTPUT_VARIABLE output ERROR_VARIABLE error)
+  if(NOT status EQUAL 0 OR output STREQUAL "")
+    message(FATAL_ERROR "${program}: ${status}\n${error}")
+  endif()
+  if(NOT first STREQUAL "" AND NOT output STREQUAL first)
+    message(FATAL_ERROR "${program}: prints other actions\n${output}\nthan the first program\n${first}")
+  endif()
+  set(first "${output}")
+endforeach()
+
+# Documents: README's C++ program, and the C program that the blocks of docs/c-api.md make, run as they are written.
+function(snippets document language file)
+  execute_process(COMMAND ${PYTHON} ${SOURCE}/tests/e2e/snippets.py ${SOURCE}/${document} ${language}
+    OUTPUT_FILE ${scratch}/${file} RESULT_VARIABLE status)
+  if(NOT status EQUAL 0)
+    message(FATAL_ERROR "${document}: no ${language} block")
+  endif()
+endfunction()
+pkg_config(servoflow flags)
+snippets(README.md cpp readme.cc)
+run(${COMPILER} -std=c++20 -Wall -Wextra -Werror -Wno-missing-field-initializers ${scratch}/readme.cc ${flags}
+  -o ${scratch}/readme)
+snippets(docs/c-api.md c program.c)
+run(${C_COMPILER} ${strict} ${scratch}/program.c ${flags} -o ${scratch}/program_strict)
+if(NOT STATIC)
+  snippets(docs/c-api.md sh compile.sh)
+  execute_process(COMMAND bash -eux compile.sh WORKING_DIRECTORY ${scratch} RESULT_VARIABLE status ERROR_VARIABLE error)
+  if(NOT status EQUAL 0)
+    message(FATAL_ERROR "docs/c-api.md: ${error}")
+  endif()
+  list(APPEND documented program)
+endif()
+foreach(program readme program_strict ${documented})
+  execute_process(COMMAND ${scratch}/${program} WORKING_DIRECTORY ${SOURCE} RESULT_VARIABLE status OUTPUT_VARIABLE output
+    ERROR_VARIABLE output)
+  if(NOT status EQUAL 0 OR NOT output MATCHES "actions")
+    message(FATAL_ERROR "${program}: ${status}\n${output}")
+  endif()
+endforeach()
