@@ -99,7 +99,7 @@ target_compile_definitions(dep_msgpack INTERFACE MSGPACK_USE_BOOST)
 # Asio and Beast are compiled once, in src/serve/boost_libraries.cc, instead of in every file that includes them.
 sf_import(dep_beast ${BOOST_INCLUDE} "${SSL_LIBRARY}" ${CRYPTO_LIBRARY} ${CMAKE_DL_LIBS} Threads::Threads)
 target_compile_definitions(dep_beast INTERFACE BOOST_ASIO_SEPARATE_COMPILATION BOOST_BEAST_SEPARATE_COMPILATION
-  BOOST_ASIO_NO_DEPRECATED BOOST_ASIO_DISABLE_CONCEPTS)
+  BOOST_ASIO_DISABLE_CONCEPTS)
 if(SF_TESTS)
   sf_import(dep_gtest /usr/include "${GTEST_LIBRARY}" Threads::Threads)
   sf_import(dep_gtest_main /usr/include "${GTEST_MAIN_LIBRARY}" ${GTEST_LIBRARY} Threads::Threads)

@@ -45,6 +45,7 @@ struct SessionOptions {
 struct InferOptions {
   int steps = 0;                 // Euler steps, 1..50; 0: the checkpoint's default (10)
   std::span<const float> noise;  // [horizon, model action_dim] at t = 1; empty: seeded noise
+  bool keep_noise = false;       // also return it, ActionChunk::noise: the inference can then be repeated
 };
 
 struct DeviceInfo {
@@ -93,6 +94,8 @@ class Session {
   Status infer_into(const Observation& observation, const InferOptions& options, ActionChunk& chunk);
   // Starts an episode anew: request index 0, caches dropped.
   void reset();
+  // The same with another seed from now on.
+  void reset(std::uint64_t seed);
   const std::string& contract_hash() const;
   // The contract as canonical JSON (what the hash is taken of).
   const std::string& contract_json() const;

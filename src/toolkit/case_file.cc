@@ -8,6 +8,7 @@
 #include <set>
 #include <string_view>
 
+#include "contract/canonical.h"
 #include "core/json.h"
 #include "core/status_macros.h"
 
@@ -144,6 +145,7 @@ class Reader {
     } else if (version == 1 && (out_.robot == "libero" || out_.robot == "droid")) {
       out_.action_width = out_.robot == "libero" ? 7 : 8;
     }
+    if (const std::string* contract = meta("contract")) read_contract(*contract);
     if (const std::string* tolerances = meta("tolerances")) {
       read_tolerances(*tolerances);
     } else {
@@ -152,13 +154,19 @@ class Reader {
     }
   }
 
+  void add_problems(const std::string& message) { problems_ += (problems_.empty() ? "" : "\n") + message; }
+
+  void read_contract(const std::string& json) {
+    const Result<Json> root = parse_json(json, path_ + ": metadata contract");
+    if (!root.ok()) return add_problems(root.status().message());
+    Result<contract::Contract> read = contract::contract_from_json(*root, path_ + ": metadata contract");
+    if (!read.ok()) return add_problems(read.status().message());
+    out_.contract = std::move(*read);
+  }
+
   void read_tolerances(const std::string& json) {
     const Result<Json> root = parse_json(json, path_ + ": metadata tolerances");
-    if (!root.ok()) {
-      if (!problems_.empty()) problems_ += '\n';
-      problems_ += root.status().message();
-      return;
-    }
+    if (!root.ok()) return add_problems(root.status().message());
     if (!root->is_object()) return problem("metadata tolerances", "not an object");
     for (const auto& [precision, stages] : root->items()) {
       if (!stages.is_object()) {

@@ -14,6 +14,7 @@
 #include <string>
 #include <vector>
 
+#include "contract/contract.h"
 #include "core/safetensors.h"
 #include "core/shape.h"
 #include "servoflow/status.h"
@@ -73,6 +74,7 @@ struct CaseFile {
   CaseEntry entry = CaseEntry::kFrames;
   CasePrompt prompt_mode = CasePrompt::kNone;
   std::string prompt;
+  std::optional<contract::Contract> contract;  // the robot's, statistics included, where a recorder kept it
   int steps = 0, max_tokens = 0;
   std::optional<int>
       action_width;  // absent: normalised actions only (or, in version 1, what the checkpoint says)

@@ -220,11 +220,13 @@ class Verifier {
   }
 
  private:
-  // The checkpoint's statistics with the case's cameras, prompt and widths: what a case says wins over a
-  // robot's file.
+  // The case's own contract, or else the checkpoint's statistics; with the case's cameras, prompt and widths:
+  // what a case says wins over a robot's file.
   Result<contract::Contract> contract_for(const CaseFile& c) const {
     contract::Contract out;
-    if (checkpoint_.layout == weights::Layout::kOpenpi) {
+    if (c.contract) {
+      out = *c.contract;
+    } else if (checkpoint_.layout == weights::Layout::kOpenpi) {
       SF_ASSIGN_OR_RETURN(const contract::OpenpiStatistics statistics,
                           contract::load_openpi_statistics(checkpoint_.path, options_.assets));
       out.asset = statistics.asset;
