@@ -27,6 +27,7 @@ class Server:
     """`servoflow serve` on a free port; a context manager that ends it with SIGTERM and checks its exit code."""
 
     def __init__(self, binary, checkpoint=OPENPI, robot="libero", *args, env=None, exit_code=0):
+        """`args` follow the command line's own."""
         self.log = tempfile.NamedTemporaryFile(mode="w+", prefix="servoflow-serve-", suffix=".log")
         command = [binary, "serve", checkpoint, "--port", "0", *(["--robot", robot] if robot else []), *args]
         self.process = subprocess.Popen([str(part) for part in command], stdout=subprocess.PIPE, stderr=self.log, text=True,
