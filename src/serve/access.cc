@@ -78,7 +78,7 @@ bool KeyRing::admits(std::string_view authorization) const {
 bool RateLimit::take(Clock::time_point now) {
   if (rate_ <= 0) return true;
   if (last_ != Clock::time_point{})
-    tokens_ = std::min(rate_, tokens_ + rate_ * std::chrono::duration<double>(now - last_).count());
+    tokens_ = std::min(most_, tokens_ + rate_ * std::chrono::duration<double>(now - last_).count());
   last_ = now;
   if (tokens_ < 1) return false;
   tokens_ -= 1;

@@ -33,11 +33,11 @@ class KeyRing {
 class RateLimit {
  public:
   using Clock = std::chrono::steady_clock;
-  explicit RateLimit(double rate) : rate_(rate), tokens_(rate) {}
+  explicit RateLimit(double rate) : rate_(rate), most_(rate < 1 ? 1 : rate), tokens_(most_) {}
   bool take(Clock::time_point now);
 
  private:
-  double rate_, tokens_;
+  double rate_, most_, tokens_;
   Clock::time_point last_{};
 };
 

@@ -10,6 +10,14 @@ namespace {
 using Level = EventLog::Level;
 constexpr const char* kReasonBefore = "The reason is in the text frame before this one.";
 
+// A text frame must be UTF-8, whatever a message quotes.
+std::string as_text(std::string text) {
+  if (!is_utf8(text))
+    for (char& c : text)
+      if (static_cast<unsigned char>(c) >= 0x80) c = '?';
+  return text;
+}
+
 // A user's metadata as msgpack; JSON's kinds have their own there.
 void write_json(WireWriter& out, const nlohmann::json& value) {
   if (value.is_object()) {
@@ -78,7 +86,7 @@ void RobotLink::refuse(Cause cause, const std::string& reason, std::uint16_t cod
       Level::kWarn, "refused",
       {{"client", id_}, {"peer", peer_}, {"trace", trace}, {"cause", cause_name(cause)}, {"reason", reason}});
   if (refusal_ || closing_) return;
-  refusal_ = Refusal{reason + (trace.empty() ? "" : "\n(trace " + trace + ")"), kReasonBefore, code};
+  refusal_ = Refusal{as_text(reason) + (trace.empty() ? "" : "\n(trace " + trace + ")"), kReasonBefore, code};
   close_when_idle();
 }
 
