@@ -20,7 +20,7 @@ PACKAGES_PEERS := python3-venv
 SOURCES = $(shell git ls-files '*.h' '*.cc' '*.cu' '*.cuh' '*.inc')
 
 .PHONY: help setup build test demo install format format-check tidy layers asan tsan fuzz device cuda device-cuda bench-peers \
-  bench-overheads test-gpu soak-gpu sanitize-gpu \
+  bench-overheads test-gpu soak-gpu soak-serve sanitize-gpu \
   verify-real-size verify-real-size-gpu clean
 
 help: ## list these targets
@@ -70,8 +70,8 @@ asan: build/setup ## tests under the address and undefined-behaviour sanitizers
 tsan: build/setup ## tests of the threaded parts under the thread sanitizer
 	cmake --preset tsan
 	cmake --build --preset tsan -j $(JOBS) --target \
-	  $$(ninja -C build/tsan -t targets all | sed -nE 's#^(bin/(core|policy)_[A-Za-z0-9_]*_test): .*#\1#p')
-	$$(setarch -R true 2>/dev/null && echo setarch -R) ctest --preset tsan -j $(JOBS) -R '^(core|policy)' -LE 'slow|gpu'
+	  $$(ninja -C build/tsan -t targets all | sed -nE 's#^(bin/(core|policy|serve)_[A-Za-z0-9_]*_test): .*#\1#p')
+	$$(setarch -R true 2>/dev/null && echo setarch -R) ctest --preset tsan -j $(JOBS) -R '^(core|policy|serve)' -LE 'slow|gpu'
 
 fuzz: build/setup build/setup-ci ## run every fuzz target for SECONDS=20
 	cmake --preset fuzz
@@ -112,6 +112,9 @@ soak-gpu: ## 10000 inferences at the published size: memory, repeats and batches
 	LD_LIBRARY_PATH=$(GPU_BUILD)/lib $(GPU_BUILD)/servoflow bench --synthetic pi05 --device cuda --repeat 10000 --soak
 	LD_LIBRARY_PATH=$(GPU_BUILD)/lib $(GPU_BUILD)/servoflow bench --synthetic pi05 --device cuda --batch 16 --ragged --batches \
 	  --repeat 20 --soak
+
+soak-serve: build ## 64 robots and 8 misbehaving clients for 10 minutes against the server; latency at 1 to 64 robots
+	tests/e2e/with_client.sh build/client-venv tests/e2e/serve_soak.py build/release/servoflow --seconds 600 --ladder --json build/soak-serve.json
 
 sanitize-gpu: ## the same operations under compute-sanitizer's four tools (ARGS: filter, seconds, tools)
 	LD_LIBRARY_PATH=$(GPU_BUILD)/lib tests/gpu/sanitize.sh $(GPU_BUILD)/bin/ops_cuda_ops_test $(ARGS)

@@ -1,23 +1,14 @@
 #include "serve/event_log.h"
 
-#include <spdlog/async.h>
-#include <spdlog/sinks/stdout_sinks.h>
-#include <spdlog/spdlog.h>
-
 #include <chrono>
 #include <cstdio>
 #include <ctime>
+#include <utility>
 
 namespace servoflow::serve {
 namespace {
 
-constexpr std::size_t kQueuedLines = 8192;
-
-spdlog::level::level_enum spdlog_level(EventLog::Level level) {
-  constexpr spdlog::level::level_enum kLevels[] = {spdlog::level::debug, spdlog::level::info,
-                                                   spdlog::level::warn, spdlog::level::err};
-  return kLevels[static_cast<int>(level)];
-}
+constexpr std::size_t kMaxLines = 8192;
 
 std::string now_text() {
   const auto now = std::chrono::system_clock::now();
@@ -32,34 +23,64 @@ std::string now_text() {
   return text;
 }
 
-}  // namespace
-
-EventLog::EventLog(const std::string& level) {
-  auto pool = std::make_shared<spdlog::details::thread_pool>(kQueuedLines, 1);
-  // The logger keeps only a weak reference to its threads; this sink's deleter holds them.
-  auto sink = std::make_shared<spdlog::sinks::stderr_sink_mt>();
-  auto logger = std::make_shared<spdlog::async_logger>("serve", std::move(sink), pool,
-                                                       spdlog::async_overflow_policy::overrun_oldest);
-  logger->set_pattern("%v");
-  logger->set_level(spdlog::level::from_str(level == "error" ? "err" : level));
-  logger_ = std::shared_ptr<spdlog::logger>(logger.get(), [logger, pool](spdlog::logger*) mutable {
-    logger.reset();
-    pool.reset();  // waits until all lines are out
-  });
+EventLog::Level level_of(const std::string& name) {
+  if (name == "trace" || name == "debug") return EventLog::Level::kDebug;
+  if (name == "warn") return EventLog::Level::kWarn;
+  if (name == "error") return EventLog::Level::kError;
+  return name == "off" ? EventLog::Level::kOff : EventLog::Level::kInfo;
 }
 
-EventLog::~EventLog() = default;
+std::string line_of(EventLog::Level level, const char* event, const EventLog::Fields& fields) {
+  constexpr const char* kNames[] = {"debug", "info", "warn", "error", "off"};
+  EventLog::Fields line = {
+      {"time", now_text()}, {"level", kNames[static_cast<int>(level)]}, {"event", event}};
+  line.update(fields);
+  return line.dump(-1, ' ', false, EventLog::Fields::error_handler_t::replace) + "\n";
+}
 
-void EventLog::flush() { logger_.reset(); }
+}  // namespace
 
-bool EventLog::enabled(Level level) const { return logger_->should_log(spdlog_level(level)); }
+EventLog::EventLog(const std::string& level) : least_(level_of(level)), thread_([this] { run(); }) {}
+
+EventLog::~EventLog() { close(); }
+
+void EventLog::close() const {
+  {
+    const std::lock_guard guard(mutex_);
+    closing_ = true;
+  }
+  changed_.notify_all();
+  if (thread_.joinable()) thread_.join();
+}
 
 void EventLog::write(Level level, const char* event, const Fields& fields) const {
   if (!enabled(level)) return;
-  constexpr const char* kNames[] = {"debug", "info", "warn", "error"};
-  Fields line = {{"time", now_text()}, {"level", kNames[static_cast<int>(level)]}, {"event", event}};
-  line.update(fields);
-  logger_->log(spdlog_level(level), "{}", line.dump(-1, ' ', false, Fields::error_handler_t::replace));
+  std::string line = line_of(level, event, fields);
+  {
+    const std::lock_guard guard(mutex_);
+    if (closing_) return;
+    if (lines_.size() >= kMaxLines) {
+      ++dropped_;
+      return;
+    }
+    lines_.push_back(std::move(line));
+  }
+  changed_.notify_all();
+}
+
+void EventLog::run() {
+  std::unique_lock lock(mutex_);
+  while (true) {
+    changed_.wait(lock, [&] { return closing_ || !lines_.empty(); });
+    if (lines_.empty()) return;
+    std::deque<std::string> lines = std::exchange(lines_, {});
+    const std::uint64_t dropped = std::exchange(dropped_, 0);
+    lock.unlock();
+    if (dropped > 0) lines.push_back(line_of(Level::kWarn, "log_dropped", {{"lines", dropped}}));
+    for (const std::string& line : lines) std::fwrite(line.data(), 1, line.size(), stderr);
+    std::fflush(stderr);
+    lock.lock();
+  }
 }
 
 }  // namespace servoflow::serve

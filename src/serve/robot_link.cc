@@ -119,9 +119,11 @@ void RobotLink::on_message(std::vector<std::uint8_t> message, bool is_text) {
                       std::to_string(static_cast<std::int64_t>(context_.options.max_rate)) +
                       " a second on one connection (--max-rate)",
                   kTryAgainLater, trace);
-  if (outstanding_ >= context_.options.max_outstanding)
+  // Replies that the client has not taken yet count as well.
+  const int unanswered = outstanding_ + static_cast<int>(sending_.size());
+  if (unanswered >= context_.options.max_outstanding)
     return refuse(Cause::kOutstanding,
-                  "request: " + std::to_string(outstanding_) +
+                  "request: " + std::to_string(unanswered) +
                       " requests of this connection wait for their answers already (--max-outstanding)",
                   kTryAgainLater, trace);
   if (is_text)

@@ -85,7 +85,7 @@ class Server {
     // A batch or a reload that takes longer than robots were promised cannot be interrupted.
     if (context_.scheduler.pending() > 0 || reloading_) {
       context_.log.write(Level::kError, "stopped", {{"unfinished", context_.scheduler.pending()}});
-      context_.log.flush();
+      context_.log.close();
       std::_Exit(0);
     }
     context_.scheduler.stop();

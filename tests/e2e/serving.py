@@ -4,12 +4,15 @@ import base64
 import json
 import os
 import pathlib
+import shutil
 import signal
 import socket
 import struct
 import subprocess
+import sys
 import tempfile
 import time
+import unittest
 import urllib.error
 import urllib.request
 
@@ -19,6 +22,7 @@ import websockets.sync.client
 from openpi_client import msgpack_numpy
 from openpi_client.websocket_client_policy import WebsocketClientPolicy
 
+BINARY = os.path.abspath(sys.argv[1])
 GOLDEN = pathlib.Path("tests/golden")
 OPENPI = GOLDEN / "openpi-tiny"
 
@@ -29,7 +33,8 @@ class Server:
     def __init__(self, binary, checkpoint=OPENPI, robot="libero", *args, env=None, exit_code=0):
         """`args` follow the command line's own."""
         self.log = tempfile.NamedTemporaryFile(mode="w+", prefix="servoflow-serve-", suffix=".log")
-        command = [binary, "serve", checkpoint, "--port", "0", *(["--robot", robot] if robot else []), *args]
+        port = () if "--port" in args else ("--port", "0")
+        command = [binary, "serve", checkpoint, *port, *(["--robot", robot] if robot else []), *args]
         self.process = subprocess.Popen([str(part) for part in command], stdout=subprocess.PIPE, stderr=self.log, text=True,
                                         env={**os.environ, **(env or {})})
         self.url = self.process.stdout.readline().strip()
@@ -166,3 +171,37 @@ def synthesize(binary, folder, robot, *args):
                                            GOLDEN / "tokenizer/tokenizer.model", "--log-level", "warn", *args, folder)],
                    check=True, stdout=subprocess.DEVNULL)
     return folder
+
+
+class Serve(unittest.TestCase):
+    def setUp(self):
+        self.tmp = pathlib.Path(tempfile.mkdtemp(prefix="servoflow-serve-"))
+        self.addCleanup(shutil.rmtree, self.tmp)
+
+    def server(self, *args, **options):
+        server = Server(BINARY, *args, **options)
+        self.addCleanup(server.__exit__, None, None, None)
+        return server
+
+    def refused(self, server, observation, saying):
+        """A text frame with the reason, then close 1011; the next robot is served."""
+        connection = server.connect()
+        connection.send(msgpack_numpy.packb(observation) if isinstance(observation, dict) else observation)
+        reason = connection.recv()
+        self.assertIsInstance(reason, str)
+        self.assertIn(saying, reason)
+        with self.assertRaises(websockets.exceptions.ConnectionClosedError) as closed:
+            connection.recv()
+        self.assertEqual(closed.exception.rcvd.code, 1011)
+
+    def run_cli(self, *args, code=0):
+        done = subprocess.run([str(part) for part in (BINARY, *args)], capture_output=True, text=True)
+        self.assertEqual(done.returncode, code, done.stderr)
+        return done.stdout
+
+
+def main(*suites):
+    """Runs the classes named on the command line, or all."""
+    named = [case for case in suites if case.__name__ in sys.argv[2:]] or suites
+    suite = unittest.TestSuite(unittest.defaultTestLoader.loadTestsFromTestCase(case) for case in named)
+    sys.exit(not unittest.TextTestRunner(verbosity=2).run(suite).wasSuccessful())
