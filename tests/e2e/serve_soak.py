@@ -124,20 +124,18 @@ class Nuisance(threading.Thread):
         connection.close()
 
     def garbage(self):
-        connection = self.server.connect()
         broken = bytearray(self.request())
         for _ in range(20):
             broken[self.random.randrange(200)] = self.random.randrange(256)
-        connection.send(bytes(broken))
-        connection.recv(timeout=20)
-        connection.close()
+        with self.server.connect() as connection:
+            connection.send(bytes(broken))
+            connection.recv(timeout=20)
 
     def flood(self):
-        connection = self.server.connect()
-        for _ in range(40):
-            connection.send(self.request())
-        self.stop.wait(0.2)
-        connection.close()
+        with self.server.connect() as connection:
+            for _ in range(40):
+                connection.send(self.request())
+            self.stop.wait(0.2)
 
     def never_read(self):
         connection = self.server.raw()

@@ -58,6 +58,15 @@ class Stock(Serve):
         del observation["images"]["cam_left_wrist"], observation["images"]["cam_low"]
         self.assertEqual(client.infer(observation)["actions"].shape, (50, 14))
 
+    def test_lerobots_own_contract_and_none(self):
+        server = self.server(GOLDEN / "lerobot-tiny", None)
+        observation = {"observation.images.top": libero()["observation/image"], "observation.state": np.zeros(8), "task": "push"}
+        reply = server.client().infer(observation)
+        self.assertEqual((reply["actions"].shape[1], reply["actions"].dtype), (7, np.float64))
+        server = self.server(OPENPI, "none")
+        reply = server.client().infer({"base_0_rgb": libero()["observation/image"], "prompt": "push"})
+        self.assertEqual((reply["actions"].shape, reply["actions"].dtype), ((10, 32), np.float32))
+
     def test_its_action_chunk_broker(self):
         broker = action_chunk_broker.ActionChunkBroker(self.server().client(), action_horizon=5)
         for _ in range(11):
