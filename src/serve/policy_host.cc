@@ -43,15 +43,18 @@ Status PolicyHost::warm_up(int max_batch) {
   observation.state = state;
   if (!schema_->default_prompt) observation.prompt = "warm up";
 
-  const bool records = info().device != "cpu";
-  const std::size_t most = records ? std::min(sessions_.size(), static_cast<std::size_t>(max_batch)) : 1;
-  for (std::size_t batch = 1; batch <= most; ++batch) {
-    std::vector<Session*> sessions;
-    for (std::size_t i = 0; i < batch; ++i) sessions.push_back(&sessions_[i]);
-    const std::vector<const Observation*> observations(batch, &observation);
-    std::vector<ActionChunk> chunks(batch);
-    if (Status status = infer_batch(sessions, observations, {}, chunks); !status.ok()) return status;
-    for (Session* session : sessions) session->reset(seed_);
+  const std::size_t most = info().device == "cpu" ? 1 : static_cast<std::size_t>(max_batch);
+  for (std::size_t device = 0; device < info().devices.size(); ++device) {
+    std::vector<Session*> there;  // as many as go together on one device
+    for (std::size_t i = 0; i < sessions_.size() && there.size() < most; ++i)
+      if (device_of(i) == device) there.push_back(&sessions_[i]);
+    for (std::size_t batch = 1; batch <= there.size(); ++batch) {
+      const std::span<Session* const> sessions(there.data(), batch);
+      const std::vector<const Observation*> observations(batch, &observation);
+      std::vector<ActionChunk> chunks(batch);
+      if (Status status = infer_batch(sessions, observations, {}, chunks); !status.ok()) return status;
+    }
+    for (Session* session : there) session->reset(seed_);
   }
   return {};
 }
