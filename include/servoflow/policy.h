@@ -31,8 +31,9 @@ struct PolicyOptions {
   std::string robot;               // of sessions that name none
   bool check_robot = false;        // read that robot's contract (or the checkpoint's own) before any weight
   std::string assets;              // statistics folder under assets/; empty: the robot's, else the only one
-  int max_batch = 1;               // most sessions of one device in one infer_batch call
-  ProgressFunction progress;       // called from the opening thread
+  int max_batch = 1;  // most sessions of one device in one infer_batch call; 0: what pays off there, 8 on a
+                      // GPU, 1 on a CPU
+  ProgressFunction progress;  // called from the opening thread
 };
 
 struct SessionOptions {
@@ -59,6 +60,7 @@ struct PolicyInfo {
   std::string hardware;                    // the (first) GPU and its driver; empty on the CPU
   std::vector<DeviceInfo> devices;         // one or more; bytes below are of all together
   int threads = 0;
+  int max_batch = 0;  // as opened
   int horizon = 0, model_action_dim = 0, image_size = 0, max_tokens = 0, camera_slots = 0;
   std::uint64_t parameters = 0, weight_bytes = 0, workspace_bytes = 0;
   double ready_seconds = 0;  // from open() to ready

@@ -95,11 +95,16 @@ struct Policy::Impl {
     if (!options.robot.empty() || options.check_robot)
       SF_RETURN_IF_ERROR(contract_of(options.robot).status());
     SF_ASSIGN_OR_RETURN(const std::vector<std::string> devices, ops::device_list(options.device));
+    // A GPU reads the weights once for all of a batch; a CPU computes as long for each of them as alone.
+    constexpr int kBatchOnGpu = 8;
+    info.max_batch = options.max_batch != 0           ? options.max_batch
+                     : devices[0].starts_with("cuda") ? kBatchOnGpu
+                                                      : 1;
     for (std::size_t i = 0; i < devices.size(); ++i) {
       policy::NetworkOptions network_options{.device = devices[i],
                                              .precision = options.precision,
                                              .threads = options.threads,
-                                             .max_batch = options.max_batch,
+                                             .max_batch = info.max_batch,
                                              .max_pictures = info.camera_slots,
                                              .progress = options.progress};
       if (devices.size() > 1 && options.progress)

@@ -275,6 +275,11 @@ TEST(PolicyDevices, ListsAreChecked) {
   EXPECT_NE(message("cuda:all").find("--device cuda"), std::string::npos) << message("cuda:all");
 }
 
+TEST(PolicyDevices, TheBatchIsAsAskedForOrWhatPaysOff) {
+  EXPECT_EQ(Policy::open(kCheckpoint, {.device = "cpu", .max_batch = 5})->info().max_batch, 5);
+  EXPECT_EQ(Policy::open(kCheckpoint, {.device = "cpu", .max_batch = 0})->info().max_batch, 1);
+}
+
 TEST(PolicySynthetic, RunsOnTokenIds) {
   auto policy = Policy::open_synthetic("tiny", {.device = "cpu"}, 0, 12);
   ASSERT_TRUE(policy.ok()) << policy.status().message();

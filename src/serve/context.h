@@ -23,8 +23,7 @@ struct Context {
         keys(std::move(key_ring)),
         log(options.log_level),
         scheduler(
-            {.max_batch = options.max_batch,
-             .max_wait = std::chrono::microseconds(static_cast<std::int64_t>(options.max_wait_ms * 1000)),
+            {.max_wait = std::chrono::microseconds(static_cast<std::int64_t>(options.max_wait_ms * 1000)),
              .capacity = static_cast<std::size_t>(options.queue)},
             metrics) {
     limits.max_bytes = options.max_message_bytes;

@@ -27,13 +27,13 @@ Result<std::shared_ptr<PolicyHost>> PolicyHost::open(const HostOptions& options,
   Result<RequestSchema> schema = RequestSchema::from_contract(host->contract_json(), host->info());
   if (!schema.ok()) return schema.status();
   host->schema_ = std::make_shared<RequestSchema>(*std::move(schema));
-  if (Status status = host->warm_up(policy_options.max_batch); !status.ok())
+  if (Status status = host->warm_up(); !status.ok())
     return status.with_context(options.checkpoint + ": first inference");
   return host;
 }
 
 // Gray pictures, a state of zeros and a short prompt.
-Status PolicyHost::warm_up(int max_batch) {
+Status PolicyHost::warm_up() {
   constexpr int kSide = 224;
   const std::vector<std::uint8_t> pixels(std::size_t{3} * kSide * kSide, 128);
   const std::vector<double> state(static_cast<std::size_t>(schema_->state_width()), 0);
@@ -43,7 +43,7 @@ Status PolicyHost::warm_up(int max_batch) {
   observation.state = state;
   if (!schema_->default_prompt) observation.prompt = "warm up";
 
-  const std::size_t most = info().device == "cpu" ? 1 : static_cast<std::size_t>(max_batch);
+  const std::size_t most = info().device == "cpu" ? 1 : static_cast<std::size_t>(info().max_batch);
   for (std::size_t device = 0; device < info().devices.size(); ++device) {
     std::vector<Session*> there;  // as many as go together on one device
     for (std::size_t i = 0; i < sessions_.size() && there.size() < most; ++i)

@@ -59,7 +59,7 @@ class PolicyHost : public std::enable_shared_from_this<PolicyHost> {
  private:
   friend class SessionLease;
   PolicyHost() = default;
-  Status warm_up(int max_batch);
+  Status warm_up();
   void give_back(std::size_t index);
   std::size_t device_of(std::size_t session) const;
 

@@ -98,11 +98,13 @@ std::vector<std::list<Job>::iterator> Scheduler::choose() {
   for (auto it = queue_.begin(); it != queue_.end(); ++it)
     if (seen.insert(it->client).second) heads.push_back(it);
   std::stable_sort(heads.begin(), heads.end(), [](auto a, auto b) { return a->deadline < b->deadline; });
+  if (heads.empty()) return chosen;
+  const int most = std::min(options_.max_batch, heads.front()->lease->host().info().max_batch);
   std::map<std::string, int> on_device;
   for (const auto& head : heads) {
     if (!fit_together(*heads.front(), *head)) continue;
     int& count = on_device[head->lease->session().device().device];
-    if (count == options_.max_batch) continue;
+    if (count == most) continue;
     ++count;
     chosen.push_back(head);
   }
@@ -116,8 +118,9 @@ Scheduler::Batch Scheduler::next_batch() {
     changed_.wait(lock, [&] { return stopping_ || !queue_.empty(); });
     if (stopping_) return {};
     chosen = choose();
-    const std::size_t devices = chosen.front()->lease->host().info().devices.size();
-    const bool full = chosen.size() >= static_cast<std::size_t>(options_.max_batch) * devices;
+    const PolicyInfo& info = chosen.front()->lease->host().info();
+    const int most = std::min(options_.max_batch, info.max_batch);
+    const bool full = chosen.size() >= static_cast<std::size_t>(most) * info.devices.size();
     std::set<std::uint64_t> waiting;
     for (const Job& job : queue_) waiting.insert(job.client);
     const bool all_here = static_cast<int>(waiting.size()) >= clients_;

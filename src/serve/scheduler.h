@@ -41,7 +41,7 @@ struct Job {
 };
 
 struct SchedulerOptions {
-  int max_batch = 8;                         // per device
+  int max_batch = 64;                        // per device, at most the policy's own
   std::chrono::microseconds max_wait{2000};  // how long the oldest request waits for company
   std::size_t capacity = 128;                // requests waiting
 };

@@ -25,6 +25,8 @@ using boost::system::error_code;
 
 // Connections beyond the robots': health checks, metrics, and clients about to be refused.
 constexpr std::size_t kSpareConnections = 64;
+// Requests in flight keep the sessions of robots that have gone.
+constexpr int kSpareSessions = 64;
 
 Status check(const ServeOptions& o) {
   if (o.cert.empty() != o.key.empty()) return Status::invalid("--cert and --key: TLS needs both");
@@ -103,8 +105,7 @@ class Server {
     HostOptions host{.checkpoint = options_.checkpoint,
                      .policy = options_.policy,
                      .seed = options_.seed,
-                     // Requests in flight keep the sessions of robots that have gone.
-                     .sessions = options_.max_connections + options_.max_batch};
+                     .sessions = options_.max_connections + kSpareSessions};
     host.policy.robot = options_.robot;
     host.policy.max_batch = options_.max_batch;
     return PolicyHost::open(host, generation);
@@ -157,7 +158,7 @@ class Server {
                         {"precision", info.precision},
                         {"ready_s", info.ready_seconds},
                         {"max_connections", options_.max_connections},
-                        {"max_batch", options_.max_batch},
+                        {"max_batch", info.max_batch},
                         {"api_keys", !context_.keys.empty()}});
     if (!loopback_ && context_.keys.empty())
       context_.log.write(Level::kWarn, "open_to_network",

@@ -28,7 +28,7 @@ struct ServeOptions {
   std::string log_level = "info";
 
   int max_connections = 64;
-  int max_batch = 8;        // per device
+  int max_batch = 0;        // per device; 0: what pays off there, see PolicyOptions
   double max_wait_ms = 2;   // for others to join a batch
   int queue = 128;          // requests waiting, of all connections
   int max_outstanding = 8;  // unanswered requests of one connection
