@@ -109,6 +109,13 @@ class Server:
                 return float(line.rsplit(" ", 1)[1])
         raise AssertionError(f"no metric {name}")
 
+    def wait_for_metric(self, name, value, seconds=20):
+        until = time.monotonic() + seconds
+        while (found := self.metric(name)) != value:
+            if time.monotonic() > until:
+                raise AssertionError(f"{name} is {found}, not {value}")
+            time.sleep(0.05)
+
     def raw(self):
         """A socket after the websocket handshake and the metadata frame."""
         connection = socket.create_connection(("127.0.0.1", self.port), timeout=10)
