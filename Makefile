@@ -14,13 +14,13 @@ SETUP ?= apt
 
 PACKAGES := cmake ninja-build g++ ccache pkg-config python3 libhwy-dev libsentencepiece-dev nlohmann-json3-dev \
   libcli11-dev libspdlog-dev libfmt-dev libtomlplusplus-dev libpng-dev libjpeg62-turbo-dev zlib1g-dev libssl-dev \
-  libgtest-dev libbenchmark-dev libdnnl-dev python3-dev python3-venv
+  libboost-dev libmsgpack-cxx-dev libgtest-dev libbenchmark-dev libdnnl-dev python3-dev python3-venv
 PACKAGES_CI := clang-14 libclang-rt-14-dev clang-format-14 clang-tidy-14
 PACKAGES_PEERS := python3-venv
 SOURCES = $(shell git ls-files '*.h' '*.c' '*.cc' '*.cu' '*.cuh' '*.inc')
 
 .PHONY: help setup build test demo install format format-check tidy layers asan tsan fuzz device cuda device-cuda bench-peers \
-  bench-overheads test-gpu soak-gpu sanitize-gpu sanitize-loop-gpu \
+  bench-overheads test-gpu soak-gpu soak-serve sanitize-gpu sanitize-loop-gpu \
   verify-real-size verify-real-size-gpu clean
 
 help: ## list these targets
@@ -70,8 +70,8 @@ asan: build/setup ## tests under the address and undefined-behaviour sanitizers
 tsan: build/setup ## tests of the threaded parts under the thread sanitizer
 	cmake --preset tsan
 	cmake --build --preset tsan -j $(JOBS) --target \
-	  $$(ninja -C build/tsan -t targets all | sed -nE 's#^(bin/(core|policy|capi)_[A-Za-z0-9_]*_test): .*#\1#p')
-	$$(setarch -R true 2>/dev/null && echo setarch -R) ctest --preset tsan -j $(JOBS) -R '^(core|policy|capi)[.]' -LE 'slow|gpu'
+	  $$(ninja -C build/tsan -t targets all | sed -nE 's#^(bin/(core|policy|capi|serve)_[A-Za-z0-9_]*_test): .*#\1#p')
+	$$(setarch -R true 2>/dev/null && echo setarch -R) ctest --preset tsan -j $(JOBS) -R '^(core|policy|capi|serve)[.]' -LE 'slow|gpu'
 
 fuzz: build/setup build/setup-ci ## run every fuzz target for SECONDS=20
 	cmake --preset fuzz
@@ -112,6 +112,9 @@ soak-gpu: ## 10000 inferences at the published size: memory, repeats and batches
 	LD_LIBRARY_PATH=$(GPU_BUILD)/lib $(GPU_BUILD)/servoflow bench --synthetic pi05 --device cuda --repeat 10000 --soak
 	LD_LIBRARY_PATH=$(GPU_BUILD)/lib $(GPU_BUILD)/servoflow bench --synthetic pi05 --device cuda --batch 16 --ragged --batches \
 	  --repeat 20 --soak
+
+soak-serve: build ## 64 robots and 8 misbehaving clients for 10 minutes against the server; latency at 1 to 64 robots
+	tests/e2e/with_client.sh build/client-venv tests/e2e/serve_soak.py build/release/servoflow --seconds 600 --ladder --json build/soak-serve.json
 
 # TOOLS: of memcheck racecheck synccheck initcheck, all if empty. FILTER: of tests. LIMIT: seconds for each tool.
 TOOLS :=

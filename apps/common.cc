@@ -19,6 +19,10 @@ void add_output_options(CLI::App& app, CommonOptions& options) {
   app.add_option("--json", options.json,
                  "Also write the result as JSON to FILE; '-' is stdout, text then goes to stderr")
       ->type_name("FILE");
+  add_log_option(app, options);
+}
+
+void add_log_option(CLI::App& app, CommonOptions& options) {
   app.add_option("--log-level", options.log_level, "What to log to stderr")
       ->check(CLI::IsMember({"trace", "debug", "info", "warn", "error", "off"}).description(""))
       ->type_name("trace|debug|info|warn|error|off")

@@ -24,6 +24,8 @@ struct CommonOptions {
 
 // --json and --log-level: every subcommand.
 void add_output_options(CLI::App& app, CommonOptions& options);
+// --log-level alone: the subcommand without a result.
+void add_log_option(CLI::App& app, CommonOptions& options);
 // --device, --precision, --threads: subcommands that run a network.
 void add_device_options(CLI::App& app, CommonOptions& options, const std::string& default_precision);
 // --tokenizer and --assets: subcommands that read a checkpoint.

@@ -30,6 +30,7 @@ int run(int argc, char** argv) {
   add_run(app, action);
   add_verify(app, action);
   add_bench(app, action);
+  add_serve(app, action);
   add_synth(app, action);
   try {
     app.parse(argc, argv);

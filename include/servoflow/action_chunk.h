@@ -22,6 +22,7 @@ struct ActionChunk {
   std::vector<double> actions;      // [horizon, action_dim], robot units
   int model_dim = 0;                // columns of `normalized`
   std::vector<float> normalized;    // [horizon, model_dim], as the flow left them
+  std::vector<float> noise;         // [horizon, model_dim], where the flow began; only if asked for
   StageTimes times;
   int prefix_tokens = 0;                   // valid image and text tokens the prefix ran on
   bool prompt_truncated = false;           // the prompt was longer than the model's token limit

@@ -31,7 +31,8 @@ struct PolicyOptions {
   std::string robot;               // of sessions that name none
   bool check_robot = false;        // read that robot's contract (or the checkpoint's own) before any weight
   std::string assets;              // statistics folder under assets/; empty: the robot's, else the only one
-  int max_batch = 1;               // most sessions of one device in one infer_batch call
+  int max_batch = 1;  // most sessions of one device in one infer_batch call; 0: what pays off there, 4 on a
+                      // GPU, 1 on a CPU
   // A GPU records a whole inference for every combination of requests, pictures and steps, and replays it.
   // What is to be expected is recorded before the policy is ready: these numbers of steps (up to four; empty:
   // the checkpoint's default) with 1 to max_batch requests of as many pictures each as the contract of
@@ -53,6 +54,7 @@ struct SessionOptions {
 struct InferOptions {
   int steps = 0;                 // Euler steps, 1..50; 0: the checkpoint's default (10)
   std::span<const float> noise;  // [horizon, model action_dim] at t = 1; empty: seeded noise
+  bool keep_noise = false;       // also return it, ActionChunk::noise: the inference can then be repeated
 };
 
 struct DeviceInfo {
@@ -67,6 +69,7 @@ struct PolicyInfo {
   std::string hardware;                    // the (first) GPU and its driver; empty on the CPU
   std::vector<DeviceInfo> devices;         // one or more; bytes below are of all together
   int threads = 0;
+  int max_batch = 0;  // as opened
   int horizon = 0, model_action_dim = 0, image_size = 0, max_tokens = 0, camera_slots = 0;
   std::uint64_t parameters = 0, weight_bytes = 0, workspace_bytes = 0;
   double ready_seconds = 0;  // from open() to ready
@@ -114,6 +117,8 @@ class Session {
   Status infer_into(const Observation& observation, const InferOptions& options, ActionChunk& chunk);
   // Starts an episode anew: request index 0, caches dropped.
   void reset();
+  // The same with another seed from now on.
+  void reset(std::uint64_t seed);
   const std::string& contract_hash() const;
   // The contract as canonical JSON (what the hash is taken of).
   const std::string& contract_json() const;

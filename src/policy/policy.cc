@@ -71,7 +71,9 @@ struct Policy::Impl {
   bool lerobot_layout = false, synthetic = false;
   std::string tokenizer, tokenizer_hint;
   std::vector<std::unique_ptr<Place>> places;  // one per device
-  std::mutex seating;                          // guards Place::sessions
+  std::mutex tokenizer_opening;
+  std::shared_ptr<const stages::Tokenizer> opened_tokenizer;  // one for all sessions, opened by the first
+  std::mutex seating;                                         // guards Place::sessions
 
   Result<contract::Contract> contract_of(const std::string& robot) const {
     if (robot == "none" || (synthetic && robot.empty())) return policy::neutral_contract(architecture);
@@ -83,11 +85,25 @@ struct Policy::Impl {
         info.checkpoint, {.robot = robot, .assets = options.assets, .lerobot_layout = lerobot_layout});
   }
 
+  // The one tokenizer; null where there is none.
+  Result<std::shared_ptr<const stages::Tokenizer>> shared_tokenizer() {
+    const std::lock_guard guard(tokenizer_opening);
+    if (opened_tokenizer == nullptr && !tokenizer.empty()) {
+      SF_ASSIGN_OR_RETURN(opened_tokenizer, stages::Tokenizer::open(tokenizer, architecture.vocab));
+    }
+    return opened_tokenizer;
+  }
+
   Status open(std::shared_ptr<const weights::WeightSource> source, Clock::time_point begin) {
     if (!options.robot.empty() || options.check_robot)
       SF_RETURN_IF_ERROR(contract_of(options.robot).status());
     SF_RETURN_IF_ERROR(check_expectations());
     SF_ASSIGN_OR_RETURN(const std::vector<std::string> devices, ops::device_list(options.device));
+    // A GPU reads the weights once for all of a batch; a CPU computes as long for each of them as alone.
+    constexpr int kBatchOnGpu = 4;
+    info.max_batch = options.max_batch != 0           ? options.max_batch
+                     : devices[0].starts_with("cuda") ? kBatchOnGpu
+                                                      : 1;
     const std::vector<policy::PassShape> shapes = expected_passes();
     for (std::size_t i = 0; i < devices.size(); ++i) {
       // Of all devices together.
@@ -100,7 +116,7 @@ struct Policy::Impl {
       const policy::NetworkOptions network_options{.device = devices[i],
                                                    .precision = options.precision,
                                                    .threads = options.threads,
-                                                   .max_batch = options.max_batch,
+                                                   .max_batch = info.max_batch,
                                                    .max_pictures = info.camera_slots,
                                                    .prompt_tokens = options.prompt_tokens,
                                                    .progress = part_of_all(options.progress)};
@@ -154,7 +170,7 @@ struct Policy::Impl {
     if (steps.empty()) steps.push_back(architecture.default_steps);
     std::vector<policy::PassShape> out;
     for (const int n : steps)
-      for (int requests = 1; requests <= std::max(1, options.max_batch); ++requests)
+      for (int requests = 1; requests <= std::max(1, info.max_batch); ++requests)
         for (int pictures = least; pictures <= most; ++pictures)
           out.push_back({.requests = requests, .pictures = pictures, .steps = n});
     return out;
@@ -242,7 +258,7 @@ struct Session::Impl {
     return {&input, noise, actions, own_noise ? &draw_next : nullptr};
   }
 
-  Status postprocess(ActionChunk& chunk) {
+  Status postprocess(ActionChunk& chunk, bool keep_noise) {
     const zones::Zone zone("postprocess");
     const Clock::time_point begin = Clock::now();
     const weights::Architecture& a = policy->architecture;
@@ -250,6 +266,7 @@ struct Session::Impl {
     chunk.normalized.clear();
     SF_RETURN_IF_ERROR(postprocessor->run(actions, a.horizon, input, chunk.actions, chunk.action_dim));
     chunk.normalized.assign(actions.begin(), actions.end());
+    chunk.noise.assign(noise.begin(), keep_noise ? noise.end() : noise.begin());
     chunk.model_dim = a.action_dim;
     chunk.horizon = a.horizon;
     chunk.prefix_tokens = input.picture_count * a.vision.tokens() + static_cast<int>(input.tokens.size());
@@ -341,9 +358,10 @@ Result<Session> Policy::new_session(const SessionOptions& options) const {
     return Status::invalid("robot " + s.contract.name + ": " + std::to_string(s.contract.cameras.size()) +
                            " cameras; the model has " + std::to_string(impl_->info.camera_slots) + " slots");
   const weights::Architecture& a = impl_->architecture;
+  SF_ASSIGN_OR_RETURN(const std::shared_ptr<const stages::Tokenizer> tokenizer, impl_->shared_tokenizer());
   SF_ASSIGN_OR_RETURN(s.preprocessor, stages::Preprocessor::create(
                                           s.contract, {.image_size = a.vision.image,
-                                                       .tokenizer_path = impl_->tokenizer,
+                                                       .tokenizer = tokenizer,
                                                        .vocab = a.vocab,
                                                        .max_tokens = a.max_tokens,
                                                        .raw_frames = s.place->network->info().raw_frames,
@@ -372,7 +390,7 @@ Status Session::infer_into(const Observation& observation, const InferOptions& o
     const int steps = options.steps != 0 ? options.steps : s.policy->architecture.default_steps;
     SF_RETURN_IF_ERROR(s.place->network->run({&request, 1}, steps, &chunk.times, nullptr));
   }
-  SF_RETURN_IF_ERROR(s.postprocess(chunk));
+  SF_RETURN_IF_ERROR(s.postprocess(chunk, options.keep_noise));
   chunk.times.total = milliseconds_since(begin);
   return {};
 }
@@ -416,14 +434,20 @@ Status infer_batch(std::span<Session* const> sessions, std::span<const Observati
     StageTimes& times = groups[group_of[i]].times;
     times.preprocess = chunks[i].times.preprocess;
     chunks[i].times = times;
-    SF_RETURN_IF_ERROR(
-        sessions[i]->impl_->postprocess(chunks[i]).with_context("request " + std::to_string(i)));
+    SF_RETURN_IF_ERROR(sessions[i]
+                           ->impl_->postprocess(chunks[i], options.keep_noise)
+                           .with_context("request " + std::to_string(i)));
   }
   for (ActionChunk& chunk : chunks) chunk.times.total = milliseconds_since(begin);
   return {};
 }
 
 void Session::reset() { impl_->request = 0; }
+void Session::reset(std::uint64_t seed) {
+  impl_->has_next = impl_->has_next && impl_->seed == seed;
+  impl_->seed = seed;
+  impl_->request = 0;
+}
 const std::string& Session::contract_hash() const { return impl_->contract_hash; }
 const std::string& Session::contract_json() const { return impl_->contract_json; }
 const DeviceInfo& Session::device() const { return impl_->device(); }

@@ -76,6 +76,23 @@ TEST_F(PolicyTest, SeedsRequestsAndResetDecideTheNoise) {
   EXPECT_EQ(a.infer(frames.observation())->actions, first->actions);
 }
 
+TEST_F(PolicyTest, ResetWithASeedIsANewSession) {
+  Session a = session(7), b = session(8);
+  for (int i = 0; i < 2; ++i) ASSERT_TRUE(a.infer(frames.observation()).ok());
+  a.reset(8);
+  for (int i = 0; i < 4; ++i)  // also the one whose noise was drawn ahead for the old seed
+    EXPECT_EQ(a.infer(frames.observation())->actions, b.infer(frames.observation())->actions);
+}
+
+TEST_F(PolicyTest, KeptNoiseRepeatsTheInference) {
+  Session a = session(7), b = session(1);
+  ASSERT_TRUE(a.infer(frames.observation()).ok());
+  EXPECT_TRUE(a.infer(frames.observation())->noise.empty());
+  const auto kept = a.infer(frames.observation(), {.keep_noise = true});
+  ASSERT_EQ(kept->noise.size(), 320u);
+  EXPECT_EQ(kept->actions, b.infer(frames.observation(), {.noise = kept->noise})->actions);
+}
+
 TEST_F(PolicyTest, BatchesEqualSingleInferences) {
   const std::vector<std::string> prompts = {"open the drawer", "a",
                                             "put the red mug on the plate, then close the door"};
@@ -271,6 +288,11 @@ TEST(PolicyDevices, ListsAreChecked) {
   EXPECT_NE(message("cuda,cuda:0").find("twice"), std::string::npos) << message("cuda,cuda:0");
   EXPECT_NE(message("cpu,tpu").find("tpu"), std::string::npos) << message("cpu,tpu");
   EXPECT_NE(message("cuda:all").find("--device cuda"), std::string::npos) << message("cuda:all");
+}
+
+TEST(PolicyDevices, TheBatchIsAsAskedForOrWhatPaysOff) {
+  EXPECT_EQ(Policy::open(kCheckpoint, {.device = "cpu", .max_batch = 5})->info().max_batch, 5);
+  EXPECT_EQ(Policy::open(kCheckpoint, {.device = "cpu", .max_batch = 0})->info().max_batch, 1);
 }
 
 TEST(PolicySynthetic, RunsOnTokenIds) {

@@ -77,8 +77,9 @@ struct CaseFile {
   int steps = 0, max_tokens = 0;
   std::optional<int>
       action_width;  // absent: normalised actions only (or, in version 1, what the checkpoint says)
-  // The robot's contract when the case was recorded: state parts and transforms of an openpi checkpoint,
-  // which does not hold them itself. Absent: the state as one part, no transforms.
+  // The robot's contract when the case was recorded. An openpi checkpoint takes state parts and transforms
+  // from it, never its statistics; other layouts take all of it. Absent: what the checkpoint says; openpi's
+  // then has the state as one part and no transforms.
   std::optional<contract::Contract> contract;
   std::vector<std::string> slots;  // cameras that are present, in the order the model sees them
   std::vector<CaseImage> images;   // in the order of `slots`

@@ -180,6 +180,8 @@ TEST(CaseFile, EveryContradictionIsNamed) {
       {meta("slots", "a b a"), "metadata slots: a camera is listed twice"},
       {meta("action_width", "none"), "expect/actions: metadata action_width"},
       {meta("action_width", "-1"), "metadata action_width"},
+      {meta("contract", "{"), "metadata contract: not valid JSON"},
+      {meta("contract", "{\"name\":\"x\"}"), "metadata contract"},
       {meta("tolerances", "{"), "metadata tolerances: not valid JSON"},
       {meta("tolerances", "[]"), "metadata tolerances: not an object"},
       {meta("tolerances", R"({"fp32": {"logits": {"max": 1}}})"), "fp32: logits: no such stage"},

@@ -220,8 +220,8 @@ class Verifier {
   }
 
  private:
-  // The checkpoint's statistics with the case's cameras, prompt and widths: what a case says wins over a
-  // robot's file.
+  // The case's own contract, or else the checkpoint's statistics; with the case's cameras, prompt and widths:
+  // what a case says wins over a robot's file.
   Result<contract::Contract> contract_for(const CaseFile& c) const {
     contract::Contract out;
     if (checkpoint_.layout == weights::Layout::kOpenpi) {
@@ -236,6 +236,8 @@ class Verifier {
         out.state_transforms = c.contract->state_transforms;
         out.actions = c.contract->actions;
       }
+    } else if (c.contract) {
+      out = *c.contract;
     } else {
       const bool lerobot = checkpoint_.layout == weights::Layout::kLerobot;
       SF_ASSIGN_OR_RETURN(out, contract::load_contract(

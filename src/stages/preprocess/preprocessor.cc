@@ -61,7 +61,8 @@ Result<std::unique_ptr<Preprocessor>> Preprocessor::create(const contract::Contr
                            std::to_string(options.max_tokens) + "; lower it in the robot file");
   }
   std::unique_ptr<Preprocessor> made(new Preprocessor(contract, options));
-  if (!options.tokenizer_path.empty()) {
+  made->tokenizer_ = options.tokenizer;
+  if (made->tokenizer_ == nullptr && !options.tokenizer_path.empty()) {
     SF_ASSIGN_OR_RETURN(made->tokenizer_, Tokenizer::open(options.tokenizer_path, options.vocab));
   }
   made->view_of_camera_.resize(contract.cameras.size());

@@ -19,7 +19,8 @@ namespace servoflow::stages {
 struct PreprocessOptions {
   int image_size = 224;        // side of the model's pictures, pixels
   std::string tokenizer_path;  // SentencePiece model; empty: only Observation::tokens are accepted
-  int vocab = 257152;          // rows of the model's token table
+  std::shared_ptr<const Tokenizer> tokenizer;  // one that is open already, instead of the path
+  int vocab = 257152;                          // rows of the model's token table
   int max_tokens = 200;        // the model's own limit; a contract that asks for more is refused
   bool raw_frames = false;     // the network letterboxes: frames go on as they are, where they fit
   std::string tokenizer_hint;  // told to whoever sends a prompt without a tokenizer: where one was looked for
@@ -53,7 +54,7 @@ class Preprocessor {
   contract::Contract contract_;
   PreprocessOptions options_;
   Letterbox letterbox_;
-  std::unique_ptr<Tokenizer> tokenizer_;  // null: token ids only
+  std::shared_ptr<const Tokenizer> tokenizer_;  // null: token ids only
   int state_width_ = 0;
 
   std::vector<int> view_of_camera_;        // index into Observation::images, -1: missing
