@@ -14,7 +14,8 @@ SETUP ?= apt
 
 PACKAGES := cmake ninja-build g++ ccache pkg-config python3 libhwy-dev libsentencepiece-dev nlohmann-json3-dev \
   libcli11-dev libspdlog-dev libfmt-dev libtomlplusplus-dev libpng-dev libjpeg62-turbo-dev zlib1g-dev libssl-dev \
-  libboost-dev libmsgpack-cxx-dev libgtest-dev libbenchmark-dev libdnnl-dev python3-dev python3-venv
+  libboost-dev libmsgpack-cxx-dev libgtest-dev libbenchmark-dev libdnnl-dev \
+  python3-dev python3-venv openssl curl
 PACKAGES_CI := clang-14 libclang-rt-14-dev clang-format-14 clang-tidy-14
 PACKAGES_PEERS := python3-venv
 SOURCES = $(shell git ls-files '*.h' '*.c' '*.cc' '*.cu' '*.cuh' '*.inc')

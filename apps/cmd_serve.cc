@@ -58,7 +58,7 @@ void add_serve(CLI::App& app, Action& action) {
   number("--port", s.port, 0, 65535, "Port to listen on; 0 is any free one");
   add_seed_option(*sub, s.seed, "Seed of every connection's noise");
   number("--max-batch", s.max_batch, 0, 64,
-         "Most robots computed together, per device; 0 is 8 on a GPU, 1 on a CPU");
+         "Most robots computed together, per device; 0 is 4 on a GPU, 1 on a CPU");
   number("--max-wait-ms", s.max_wait_ms, 0, 1000, "How long a request waits for others to join");
   number("--max-connections", s.max_connections, 1, 4096, "Robots at once; more get 503");
   number("--queue", s.queue, 1, 65536, "Requests waiting; more get close 1013");

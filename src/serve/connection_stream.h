@@ -43,6 +43,8 @@ class Connection final : public Transport, public Drainable {
                    std::forward<Args>(args)...),
         timer_(websocket_.get_executor()) {}
 
+  ~Connection() override { finish({}, "dropped"); }  // a handler that failed took the connection with it
+
   // The first call, for a stream that can be read at once.
   void read_http() {
     lowest().expires_after(seconds(context_.options.handshake_seconds));

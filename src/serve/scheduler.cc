@@ -1,6 +1,7 @@
 #include "serve/scheduler.h"
 
 #include <algorithm>
+#include <exception>
 #include <map>
 #include <set>
 #include <string>
@@ -12,6 +13,16 @@ namespace {
 bool fit_together(const Job& a, const Job& b) {
   const RequestOptions &x = a.request->options(), &y = b.request->options();
   return &a.lease->host() == &b.lease->host() && x.steps == y.steps && x.noise.empty() == y.noise.empty();
+}
+
+// The engine reports its errors; what it may throw is the standard library out of memory.
+template <typename Compute>
+Status guarded(const Compute& compute) {
+  try {
+    return compute();
+  } catch (const std::exception& error) {
+    return Status::runtime(std::string("inference: ") + error.what());
+  }
 }
 
 // What a request says about its session, before it is computed.
@@ -170,7 +181,7 @@ void Scheduler::compute(Batch& batch) {
   options.noise = noise;
   std::vector<Status> statuses(count);
   std::vector<int> together(count, static_cast<int>(count));
-  const Status all = infer_batch(sessions, observations, options, chunks);
+  const Status all = guarded([&] { return infer_batch(sessions, observations, options, chunks); });
   if (!all.ok() && count == 1) statuses[0] = all;
   if (!all.ok() && count > 1) {
     // One of them spoils it; each alone tells which. Those that got through already keep their chunk.
@@ -180,7 +191,7 @@ void Scheduler::compute(Batch& batch) {
       InferOptions alone = options;
       if (each > 0) alone.noise = std::span<const float>(noise).subspan(i * each, each);
       together[i] = 1;
-      statuses[i] = sessions[i]->infer_into(*observations[i], alone, chunks[i]);
+      statuses[i] = guarded([&] { return sessions[i]->infer_into(*observations[i], alone, chunks[i]); });
     }
   }
   const Clock::time_point end = Clock::now();

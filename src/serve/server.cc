@@ -81,8 +81,8 @@ class Server {
     ready(url());
 
     std::vector<std::thread> threads;
-    for (int i = 1; i < options_.io_threads; ++i) threads.emplace_back([this] { io_.run(); });
-    io_.run();
+    for (int i = 1; i < options_.io_threads; ++i) threads.emplace_back([this] { run_handlers(); });
+    run_handlers();
     for (std::thread& thread : threads) thread.join();
     // A batch or a reload that takes longer than robots were promised cannot be interrupted.
     if (context_.scheduler.pending() > 0 || reloading_) {
@@ -99,6 +99,19 @@ class Server {
   }
 
  private:
+  // Nothing of ours throws; what arrives here is the standard library out of memory, in the handler of one
+  // connection, which ends with it.
+  void run_handlers() {
+    while (true) {
+      try {
+        io_.run();
+        return;
+      } catch (const std::exception& error) {
+        context_.log.write(Level::kError, "handler_failed", {{"reason", error.what()}});
+      }
+    }
+  }
+
   std::string url() const { return (tls_ ? "wss://" : "ws://") + address_; }
 
   Result<std::shared_ptr<PolicyHost>> open_host(std::uint64_t generation) const {

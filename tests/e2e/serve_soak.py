@@ -73,7 +73,7 @@ class Robot(threading.Thread):
                 if not waiting:
                     break
                 index, sent = waiting.pop(0)
-                reply = connection.recv(timeout=60)
+                reply = connection.recv(timeout=300)
                 self.latencies.append(time.perf_counter() - sent)
                 if isinstance(reply, str):
                     raise RuntimeError(reply)
@@ -176,7 +176,7 @@ def drive(server, requests, robots, seconds, depth_of=lambda i: 1, nuisances=0, 
             watch()
     stop.set()
     for thread in good + bad:
-        thread.join(90)
+        thread.join(400)
     took = time.perf_counter() - begin
     latencies = np.array(sorted(x for robot in good for x in robot.latencies)) * 1e3
     batches = [x for robot in good for x in robot.batches]
@@ -194,6 +194,7 @@ def main():
     parser.add_argument("--robots", type=int, default=64)
     parser.add_argument("--ladder", action="store_true")
     parser.add_argument("--json")
+    parser.add_argument("--any-memory", action="store_true", help="do not judge memory: a sanitizer keeps what is freed")
     options = parser.parse_args()
     binary = os.path.abspath(options.binary)
     nuisances = 8
@@ -219,7 +220,7 @@ def main():
         # A warm-up's worth is granted; from then on memory must be flat.
         warm = max(memory[: max(1, len(memory) // 3)])
         result["memory_mib"] = {"first_third": round(warm, 1), "last": round(memory[-1], 1), "most": round(max(memory), 1)}
-        if max(memory[len(memory) // 3:] or memory) > warm * 1.15 + 16:
+        if not options.any_memory and max(memory[len(memory) // 3:] or memory) > warm * 1.15 + 16:
             failures.append(f"memory grew: {result['memory_mib']}")
         until = time.monotonic() + 20
         while server.metric("servoflow_connections") > 0 and time.monotonic() < until:
