@@ -13,6 +13,7 @@ import websockets.exceptions
 from openpi_client import action_chunk_broker, image_tools, msgpack_numpy
 from PIL import Image
 
+import shared_requests
 from serving import BINARY, GOLDEN, OPENPI, Serve, Server, aloha, droid, libero, main, read_frame, synthesize
 
 
@@ -57,6 +58,24 @@ class Stock(Serve):
         observation = aloha()
         del observation["images"]["cam_left_wrist"], observation["images"]["cam_low"]
         self.assertEqual(client.infer(observation)["actions"].shape, (50, 14))
+
+    def test_the_wire_changes_no_bit(self):
+        # The requests that the C interface and the Python package answer with the bits of `servoflow run`, too.
+        state = {"libero": [("observation/state", 8)], "": [("observation.state", 8)],
+                 "droid": [("observation/joint_position", 7), ("observation/gripper_position", 1)]}
+        for request in shared_requests.load():
+            with self.subTest(request["name"]):
+                client = self.server(request["checkpoint"], request["robot"], "--precision", "fp32", "--device", "cpu",
+                                     "--threads", "1").client()
+                observation = {key: np.asarray(Image.open(shared_requests.ROOT / file).convert("RGB"))
+                               for key, file in request["images"].items()}
+                at = 0
+                for key, width in state[request["robot"]]:
+                    observation[key], at = np.array(request["state"][at : at + width]), at + width
+                observation["prompt" if request["robot"] else "task"] = request["prompt"]
+                reply = client.infer({**observation, "seed": request["seed"]})
+                expected = np.array(shared_requests.run_command(BINARY, request)["actions"])
+                self.assertEqual(reply["actions"].tobytes(), expected.tobytes())
 
     def test_lerobots_own_contract_and_none(self):
         server = self.server(GOLDEN / "lerobot-tiny", None)
