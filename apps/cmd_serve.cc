@@ -59,6 +59,9 @@ void add_serve(CLI::App& app, Action& action) {
   add_seed_option(*sub, s.seed, "Seed of every connection's noise");
   number("--max-batch", s.max_batch, 0, 64,
          "Most robots computed together, per device; 0 is 4 on a GPU, 1 on a CPU");
+  number("--prompt-tokens", s.policy.prompt_tokens, 0, 4096,
+         "Tokens of a prompt to expect: a GPU shapes its work for them and takes any number; 0 is as many as "
+         "fit");
   number("--max-wait-ms", s.max_wait_ms, 0, 1000, "How long a request waits for others to join");
   number("--max-connections", s.max_connections, 1, 4096, "Robots at once; more get 503");
   number("--queue", s.queue, 1, 65536, "Requests waiting; more get close 1013");

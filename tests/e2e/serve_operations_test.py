@@ -280,6 +280,7 @@ class Client(Serve):
             time.sleep(0.01)
         self.assertIn("fresh", states)
         self.assertGreaterEqual(client.chunks, 3)
+        client.stop()  # no other chunk comes while this one is looked at
         chunk = client._chunk
         for index in (0, 3, 9):
             np.testing.assert_array_equal(client.action(chunk.begin + (index + 0.5) * 0.02).action, chunk.actions[index])
