@@ -222,16 +222,16 @@ class Operations(Serve):
 
 
 class Documents(Serve):
-    """docs/serving.md, block by block: only ports and the folder build/ are replaced."""
+    """Documents, block by block: only ports and the folder build/ are replaced. Blocks in other languages are shown, not run."""
 
-    def test_every_block_works(self):
-        text = pathlib.Path("docs/serving.md").read_text()
-        blocks = re.findall(r"^```(\w+)\n(.*?)^```$", text, re.M | re.S)
-        self.assertGreater(len(blocks), 8)
+    def run_blocks(self, document, at_least, verified):
+        text = pathlib.Path(document).read_text()
+        blocks = [found for found in re.findall(r"^```(\w*)\n(.*?)^```$", text, re.M | re.S) if found[0] in ("sh", "python")]
+        self.assertGreaterEqual(len(blocks), at_least)
         (self.tmp / "build").mkdir()
         environment = {**os.environ, "PATH": f"{self.tmp}:{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}"}
         (self.tmp / "servoflow").symlink_to(BINARY)
-        server = None
+        server, verifications = None, 0
         for language, block in blocks:
             block = block.replace("build/", f"{self.tmp}/build/")
             with self.subTest(block):
@@ -240,7 +240,6 @@ class Documents(Serve):
                     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
                     self.assertEqual(done.returncode, 0, done.stderr)
                     continue
-                self.assertEqual(language, "sh")
                 for line in block.splitlines():
                     words = shlex.split(line)
                     if words[:2] == ["servoflow", "serve"]:
@@ -255,7 +254,49 @@ class Documents(Serve):
                     done = subprocess.run(["bash", "-c", line.replace("8000", port)], capture_output=True, text=True, env=environment, timeout=60)
                     self.assertEqual(done.returncode, 0, line + done.stderr)
                     if words[:2] == ["servoflow", "verify"]:
-                        self.assertIn("6 passed, 0 failed", done.stdout)
+                        self.assertIn(verified, done.stdout)
+                        verifications += 1
+        self.assertEqual(verifications, 1)
+
+    def test_every_block_of_serving_works(self):
+        self.run_blocks("docs/serving.md", 9, "6 passed, 0 failed")
+
+    def test_every_block_of_robots_works(self):
+        self.run_blocks("docs/robots.md", 9, "2 passed, 0 failed")
+
+    def test_robots_quotes_the_refusals(self):
+        """Each mistake of the table in docs/robots.md is made, and its answer stands there in these words."""
+        section = pathlib.Path("docs/robots.md").read_text().split("## What the server answers to mistakes\n")[1].split("\n## ")[0]
+        quoted = re.findall(r"^\| .* \| `(.+)` \|$", section, re.M)
+
+        def without(observation, key):
+            return {name: value for name, value in observation.items() if name != key}
+
+        def camera(name):
+            frames = aloha()["images"]
+            return {**aloha(), "images": {**frames, name: frames["cam_high"]}}
+
+        frame = libero()["observation/image"]
+        wrong = {
+            "libero": (OPENPI, (droid(), without(libero(), "observation/wrist_image"), {**libero(), "observation/state": np.zeros(7)},
+                                {**libero(), "observation/image": frame[None]},
+                                {**libero(), "observation/image": np.full((224, 224, 3), 200, np.float32)},
+                                {**libero(), "observation/image": frame.astype(np.int32)},
+                                {**libero(), "observation/state": np.full(8, np.nan)})),
+            "droid": (OPENPI, (libero(), {**droid(), "observation/wrist_image_left": np.zeros((224, 224, 4), np.uint8)},
+                               without(droid(), "prompt"), {**droid(), "prompt": None})),
+            "aloha": (synthesize(BINARY, self.tmp / "aloha", "aloha"),
+                      (without(aloha(), "prompt"), camera("cam_high_depth"), camera("cam_hihg"),
+                       {**aloha(), "images": without(aloha()["images"], "cam_high")}, {**aloha(), "state": np.zeros(16)})),
+        }
+        answers = []
+        for robot, (checkpoint, observations) in wrong.items():
+            server = self.server(checkpoint, robot)
+            for observation in observations:
+                with self.assertRaisesRegex(RuntimeError, "^Error in inference server:\n") as error:
+                    server.client().infer(observation)
+                answers.append(str(error.exception).splitlines()[1])
+        self.assertEqual(sorted(answers), sorted(quoted))
 
 
 class Client(Serve):
