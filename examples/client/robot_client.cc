@@ -15,6 +15,8 @@
 #include <thread>
 #include <utility>
 
+#include "backoff.h"
+
 namespace robot {
 namespace {
 
@@ -281,20 +283,17 @@ struct RobotClient::Impl {
       : options(std::move(given)), timeline(options.timeline), link(options.address, ended) {}
 
   void run() {
-    std::mt19937_64 random(std::random_device{}());
-    std::uniform_real_distribution<double> jitter(0.5, 1.0);
-    double pause = options.first_pause_s;
+    Backoff backoff(options.first_pause_s, options.longest_pause_s, std::random_device{}());
     try {
       while (!ended) {
         try {
-          serve(pause);
+          serve(backoff);
         } catch (const Lost& lost) {
           const std::lock_guard guard(mutex);
           trouble = lost.what();
         }
         link.drop();
-        link.pause_until(Clock::now() + seconds(pause * jitter(random)));
-        pause = std::min(2 * pause, options.longest_pause_s);
+        link.pause_until(Clock::now() + seconds(backoff.next()));
       }
     } catch (const Ended&) {
     } catch (...) {
@@ -306,7 +305,7 @@ struct RobotClient::Impl {
   }
 
   // One connection, until it is lost.
-  void serve(double& pause) {
+  void serve(Backoff& backoff) {
     std::map<std::string, std::string> told = decode_metadata(link.open());
     {
       const std::lock_guard guard(mutex);
@@ -324,7 +323,7 @@ struct RobotClient::Impl {
         next = timeline.next_observation();
       }
       changed.notify_all();
-      pause = options.first_pause_s;
+      backoff.reset();
       link.idle_until(next);
     }
   }

@@ -226,6 +226,31 @@ TEST(RobotClient, AnUnknownKeyIsRefusedAndAKnownOneServed) {
   std::filesystem::remove(keys);
 }
 
+TEST(RobotClient, AFullServerIsTriedUntilThereIsAPlace) {
+  const Server server({"--max-connections", "1"});
+  RobotClient first(options(server.port())), second(options(server.port()));
+  first.start();
+  first.wait_for_chunk();
+  second.start();
+  EXPECT_TRUE(within(20s, [&] { return second.trouble().find("HTTP 503") != std::string::npos; }))
+      << second.trouble();
+  EXPECT_EQ(second.action().state, State::kWaiting);
+  first.stop();
+  second.wait_for_chunk();
+  EXPECT_EQ(second.connects(), 1u);
+}
+
+TEST(RobotClient, PingsAreAnsweredBetweenTwoRequests) {
+  const Server server({"--idle-s", "1"});  // a silent client is let go after a second
+  ClientOptions seldom = options(server.port());
+  seldom.timeline.period_s = 0.3;
+  seldom.timeline.replan_every = 10;
+  RobotClient client(seldom);
+  client.start();
+  EXPECT_TRUE(within(20s, [&] { return client.chunks() >= 2; }));
+  EXPECT_EQ(client.connects(), 1u) << client.trouble();
+}
+
 TEST(RobotClient, ACameraThatFailsStopsTheRobot) {
   const Server server;
   ClientOptions failing = options(server.port());
