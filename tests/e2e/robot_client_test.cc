@@ -240,6 +240,15 @@ TEST(RobotClient, AFullServerIsTriedUntilThereIsAPlace) {
   EXPECT_EQ(second.connects(), 1u);
 }
 
+TEST(RobotClient, ARefusalThatPassesIsNoEnd) {
+  const Server server({"--max-rate", "2"});  // a second; this robot asks ten times
+  RobotClient client(options(server.port()));
+  client.start();
+  EXPECT_TRUE(within(20s, [&] { return client.connects() >= 3; })) << client.trouble();
+  EXPECT_NE(client.trouble().find("a second"), std::string::npos) << client.trouble();
+  EXPECT_NO_THROW(client.action());
+}
+
 TEST(RobotClient, PingsAreAnsweredBetweenTwoRequests) {
   const Server server({"--idle-s", "1"});  // a silent client is let go after a second
   ClientOptions seldom = options(server.port());

@@ -1,6 +1,7 @@
 """Running a server for real: liveness, shutdown, reload, TLS, metrics, recording, the documents, and the example client.
 
 usage: with_client.sh VENV serve_operations_test.py BINARY [TestClass …]     (from the repository root)
+Documents and CppClient take the C++ client from $ROBOT_CLIENT (build/release/bin/robot_client).
 """
 
 import io
