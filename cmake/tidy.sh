@@ -7,7 +7,7 @@ base=$(git merge-base HEAD origin/main 2>/dev/null || true)
 if [[ -z $base || $base == $(git rev-parse HEAD) ]]; then
   base=$(git rev-parse -q --verify HEAD~1 || git hash-object -t tree /dev/null)
 fi
-mapfile -t changed < <(git diff --name-only --diff-filter=d "$base" -- 'src/*.cc' 'apps/*.cc' 'bench/*.cc' 'tests/*.cc')
+mapfile -t changed < <(git diff --name-only --diff-filter=d "$base" -- 'src/*.cc' 'apps/*.cc' 'bench/*.cc' 'tests/*.cc' 'examples/*.cc')
 
 files=()
 for file in "${changed[@]}"; do

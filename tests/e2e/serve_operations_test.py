@@ -1,9 +1,11 @@
 """Running a server for real: liveness, shutdown, reload, TLS, metrics, recording, the documents, and the example client.
 
 usage: with_client.sh VENV serve_operations_test.py BINARY [TestClass …]     (from the repository root)
+Documents and CppClient take the C++ client from $ROBOT_CLIENT (build/release/bin/robot_client).
 """
 
 import io
+import logging
 import os
 import pathlib
 import re
@@ -22,6 +24,7 @@ import urllib.request
 import numpy as np
 import websockets.exceptions
 import websockets.sync.client
+import websockets.sync.server
 from openpi_client import msgpack_numpy
 from openpi_client.websocket_client_policy import WebsocketClientPolicy
 from PIL import Image
@@ -231,6 +234,7 @@ class Documents(Serve):
         (self.tmp / "build").mkdir()
         environment = {**os.environ, "PATH": f"{self.tmp}:{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}"}
         (self.tmp / "servoflow").symlink_to(BINARY)
+        (self.tmp / "robot_client").symlink_to(os.environ["ROBOT_CLIENT"])
         server, verifications = None, 0
         for language, block in blocks:
             block = block.replace("build/", f"{self.tmp}/build/")
@@ -383,5 +387,85 @@ class Client(Serve):
             self.assertEqual(robot_client.dry_run(record, "127.0.0.1", server.port), (3, 0))
 
 
+class CppClient(Serve):
+    """examples/client/robot_client_main.cc; what its class does in a robot's program is in robot_client_test.cc."""
+
+    def dry_run(self, *args, code=0, key=None):
+        environment = {**os.environ, **({"SERVOFLOW_API_KEY": key} if key else {})}
+        done = subprocess.run([os.environ["ROBOT_CLIENT"], *map(str, args)], capture_output=True, text=True, timeout=60, env=environment)
+        self.assertEqual(done.returncode, code, done.stdout + done.stderr)
+        return done.stdout if code < 2 else done.stderr
+
+    def record(self, checkpoint, robot, observe, count=3):
+        folder = self.tmp / f"record-{robot}"
+        server = self.server(checkpoint, robot, "--record", folder)
+        client = server.client()
+        for seed in range(count):
+            client.infer({**observe(np.random.default_rng(seed)), "num_steps": 3 + seed})
+        client._ws.close()
+        server.stop()
+        return folder
+
+    def test_recorded_requests_give_the_recorded_actions(self):
+        for checkpoint, robot, observe in ((OPENPI, "libero", libero), (OPENPI, "droid", droid),
+                                           (synthesize(BINARY, self.tmp / "aloha", "aloha"), "aloha", aloha)):
+            folder = self.record(checkpoint, robot, observe)
+            keys = self.tmp / "keys"
+            keys.write_text("a-secret-key\n")
+            server = self.server(checkpoint, robot, "--api-keys", keys)
+            out = self.dry_run("--dry-run", folder, "--port", server.port, key="a-secret-key")
+            self.assertEqual(out.splitlines()[-1], "3 equal, 0 different")
+            self.assertIn("HTTP 401", self.dry_run("--dry-run", folder, "--port", server.port, code=2))
+
+    def test_what_differs_or_is_refused_is_told(self):
+        folder = self.record(OPENPI, "libero", libero)
+        other = self.server(synthesize(BINARY, self.tmp / "other", "libero", "--seed", 5, "--horizon", 10), "libero")
+        out = self.dry_run("--dry-run", folder, "--port", other.port, code=1)
+        self.assertIn("different by up to", out)
+        self.assertEqual(out.splitlines()[-1], "0 equal, 3 different")
+        droids = self.server(OPENPI, "droid")
+        self.assertIn("observation/exterior_image_1_left", self.dry_run("--dry-run", folder, "--port", droids.port, code=2))
+        self.assertIn("no recorded request", self.dry_run("--dry-run", "docs", code=2))
+        self.assertIn("Connection refused", self.dry_run("--dry-run", folder, "--port", 1, code=2))
+        broken = self.tmp / "broken"
+        broken.mkdir()
+        (broken / "a.safetensors").write_bytes(b"\xff" * 100)
+        self.assertIn("a.safetensors: ends within its header", self.dry_run("--dry-run", broken, "--port", droids.port, code=2))
+        self.assertIn("--port x: is no port", self.dry_run("--dry-run", folder, "--port", "x", code=2))
+        self.assertIn("--speed: unknown option", self.dry_run("--speed", 1, code=2))
+        self.assertIn("usage: robot_client", self.dry_run("--help"))
+
+    def test_hostile_servers_do_not_break_it(self):
+        folder = self.record(OPENPI, "libero", libero, count=1)
+        quiet = logging.Logger("quiet", logging.CRITICAL)
+        metadata = msgpack_numpy.packb({"robot": "libero"})
+        actions = msgpack_numpy.packb({"actions": np.zeros((10, 7))})
+
+        def array(shape, data=b"", dtype="<f8"):
+            return msgpack_numpy.packb({"actions": {b"__ndarray__": True, b"data": data, b"dtype": dtype, b"shape": shape}})
+
+        for first, replies, saying in (
+                (b"garbage", (), "behind its end"), (b"\xdf\xff\xff\xff\xff", (), "not msgpack"), ("go away", (), "go away"),
+                (metadata, (b"",), "not msgpack"), (metadata, (actions[:-9],), "not msgpack"),
+                (metadata, (msgpack_numpy.packb({}),), "no actions"), (metadata, (array([2**62, 4]),), "a side of the shape"),
+                (metadata, (array([1 << 20, 1 << 20]),), "the shape needs"), (metadata, (array([1, 1], b"12345678", "|O"),), "dtype"),
+                (metadata, ("no\x1b[2J!",), "no [2J!"), (metadata, (b"x" * (5 << 20),), "exceed"),
+                (metadata, (), "closed the connection with 1000")):
+            def serve(connection):
+                connection.send(first)
+                connection.recv()
+                for reply in replies:
+                    connection.send(reply)
+
+            with self.subTest(saying), websockets.sync.server.serve(serve, "127.0.0.1", 0, max_size=None, logger=quiet) as server:
+                thread = threading.Thread(target=server.serve_forever)
+                thread.start()
+                port = server.socket.getsockname()[1]
+                told = self.dry_run("--dry-run", folder, "--port", port, code=2)
+                server.shutdown()
+                thread.join()
+                self.assertIn(saying, told)
+
+
 if __name__ == "__main__":
-    main(Liveness, Operations, Documents, Client)
+    main(Liveness, Operations, Documents, Client, CppClient)
