@@ -266,7 +266,7 @@ class Documents(Serve):
         self.run_blocks("docs/serving.md", 9, "6 passed, 0 failed")
 
     def test_the_way_in_of_the_readme_works(self):
-        blocks = re.findall(r"^```sh\n(.*?)^```$", pathlib.Path("README.md").read_text(), re.M | re.S)
+        blocks = re.findall(r"^```bash\n(.*?)^```$", pathlib.Path("README.md").read_text(), re.M | re.S)
         [words] = [shlex.split(block, comments=True) for block in blocks if block.startswith("servoflow serve ")]
         self.assertEqual((words[:2], words[3]), (["servoflow", "serve"], "--robot"))
         server = self.server(words[2], words[4], *words[5:])
