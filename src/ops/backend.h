@@ -134,6 +134,10 @@ class Backend {
   // table. Otherwise the host makes pictures and gathers rows.
   virtual bool takes_raw_inputs() const { return false; }
 
+  // Requests that are worth computing together where nobody says how many, and up to which the expert's
+  // weights keep the layout of few rows. 1: each takes as long as alone.
+  virtual int requests_at_once() const { return 1; }
+
   // Whether a product in float32 costs more here than one whose operands come in bfloat16 parts (PatchRows).
   virtual bool prefers_parts() const { return false; }
 

@@ -78,11 +78,12 @@ Status NetworkImpl::open(std::shared_ptr<const weights::WeightSource> source,
                          const weights::Architecture& architecture, const NetworkOptions& options) {
   arch_ = architecture;
   source_ = std::move(source);
-  capacity_ = {std::max(1, options.max_batch), std::max(1, options.max_pictures)};
   prompt_tokens_ = options.prompt_tokens > 0 ? options.prompt_tokens : arch_.max_tokens;
   SF_ASSIGN_OR_RETURN(ops::BackendChoice choice,
                       ops::make_backend({options.device, options.precision, options.threads}));
   backend_ = std::move(choice.backend);
+  capacity_ = {std::max(1, options.max_batch != 0 ? options.max_batch : backend_->requests_at_once()),
+               std::max(1, options.max_pictures)};
   raw_ = backend_->takes_raw_inputs();
   weights::Loader loader(*backend_, *source_, packed_parameters(arch_, raw_), options.progress);
   SF_ASSIGN_OR_RETURN(vision_, stages::Vision::load(loader, arch_));
@@ -96,6 +97,7 @@ Status NetworkImpl::open(std::shared_ptr<const weights::WeightSource> source,
            .precision = choice.precision,
            .hardware = backend_->hardware(),
            .threads = backend_->threads(),
+           .max_batch = capacity_.batch,
            .raw_frames = raw_,
            .parameters = loader.parameters(),
            .weight_bytes = loader.packed_bytes(),

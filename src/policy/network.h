@@ -32,7 +32,7 @@ class StageTap {
 struct NetworkOptions {
   std::string device = "auto", precision = "auto";
   int threads = 0;
-  int max_batch = 1;
+  int max_batch = 1;      // 0: what pays off on the device
   int max_pictures = 3;   // per request
   int prompt_tokens = 0;  // to expect in a request, for the shapes of a device's work; 0: as many as fit
   ProgressFunction progress;
@@ -46,7 +46,7 @@ struct PassShape {
 
 struct NetworkInfo {
   std::string device, backend, precision, hardware;
-  int threads = 0;
+  int threads = 0, max_batch = 1;
   bool raw_frames = false;  // takes frames as they are (stages::RawFrame)
   std::uint64_t parameters = 0, weight_bytes = 0, workspace_bytes = 0;
 };

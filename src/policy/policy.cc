@@ -99,12 +99,6 @@ struct Policy::Impl {
       SF_RETURN_IF_ERROR(contract_of(options.robot).status());
     SF_RETURN_IF_ERROR(check_expectations());
     SF_ASSIGN_OR_RETURN(const std::vector<std::string> devices, ops::device_list(options.device));
-    // A GPU reads the weights once for all of a batch; a CPU computes as long for each of them as alone.
-    constexpr int kBatchOnGpu = 4;
-    info.max_batch = options.max_batch != 0           ? options.max_batch
-                     : devices[0].starts_with("cuda") ? kBatchOnGpu
-                                                      : 1;
-    const std::vector<policy::PassShape> shapes = expected_passes();
     for (std::size_t i = 0; i < devices.size(); ++i) {
       // Of all devices together.
       const auto part_of_all = [&, i](const ProgressFunction& all) -> ProgressFunction {
@@ -116,7 +110,7 @@ struct Policy::Impl {
       const policy::NetworkOptions network_options{.device = devices[i],
                                                    .precision = options.precision,
                                                    .threads = options.threads,
-                                                   .max_batch = info.max_batch,
+                                                   .max_batch = options.max_batch,
                                                    .max_pictures = info.camera_slots,
                                                    .prompt_tokens = options.prompt_tokens,
                                                    .progress = part_of_all(options.progress)};
@@ -125,7 +119,8 @@ struct Policy::Impl {
       SF_ASSIGN_OR_RETURN(places.back()->network,
                           policy::Network::create(source, architecture, network_options));
       policy::Network& network = *places.back()->network;
-      SF_RETURN_IF_ERROR(network.prepare(shapes, part_of_all(options.preparing)));
+      SF_RETURN_IF_ERROR(
+          network.prepare(expected_passes(network.info().max_batch), part_of_all(options.preparing)));
       add_to_info(network);
     }
     info.horizon = architecture.horizon;
@@ -153,7 +148,7 @@ struct Policy::Impl {
   }
 
   // The passes that sessions of this policy are to be expected to ask for.
-  std::vector<policy::PassShape> expected_passes() const {
+  std::vector<policy::PassShape> expected_passes(int max_batch) const {
     int least = 1, most = info.camera_slots;
     // A policy whose checkpoint names no robot can be opened: its sessions name theirs.
     if (const Result<contract::Contract> c = contract_of(options.robot); c.ok()) {
@@ -170,7 +165,7 @@ struct Policy::Impl {
     if (steps.empty()) steps.push_back(architecture.default_steps);
     std::vector<policy::PassShape> out;
     for (const int n : steps)
-      for (int requests = 1; requests <= std::max(1, info.max_batch); ++requests)
+      for (int requests = 1; requests <= max_batch; ++requests)
         for (int pictures = least; pictures <= most; ++pictures)
           out.push_back({.requests = requests, .pictures = pictures, .steps = n});
     return out;
@@ -183,6 +178,7 @@ struct Policy::Impl {
       info.precision = n.precision;
       info.hardware = n.hardware;
       info.threads = n.threads;
+      info.max_batch = n.max_batch;
       info.parameters = n.parameters;
     }
     info.device += (info.devices.empty() ? "" : ",") + n.device;

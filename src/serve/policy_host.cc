@@ -1,6 +1,7 @@
 #include "serve/policy_host.h"
 
 #include <algorithm>
+#include <utility>
 
 namespace servoflow::serve {
 
@@ -32,7 +33,8 @@ Result<std::shared_ptr<PolicyHost>> PolicyHost::open(const HostOptions& options,
   return host;
 }
 
-// Gray pictures, a state of zeros and a short prompt.
+// Gray pictures, a state of zeros and a short prompt, once on each device: what a GPU has to record is
+// recorded by now (PolicyOptions::prepare_steps).
 Status PolicyHost::warm_up() {
   constexpr int kSide = 224;
   const std::vector<std::uint8_t> pixels(std::size_t{3} * kSide * kSide, 128);
@@ -43,18 +45,11 @@ Status PolicyHost::warm_up() {
   observation.state = state;
   if (!schema_->default_prompt) observation.prompt = "warm up";
 
-  const std::size_t most = info().device == "cpu" ? 1 : static_cast<std::size_t>(info().max_batch);
-  for (std::size_t device = 0; device < info().devices.size(); ++device) {
-    std::vector<Session*> there;  // as many as go together on one device
-    for (std::size_t i = 0; i < sessions_.size() && there.size() < most; ++i)
-      if (device_of(i) == device) there.push_back(&sessions_[i]);
-    for (std::size_t batch = 1; batch <= there.size(); ++batch) {
-      const std::span<Session* const> sessions(there.data(), batch);
-      const std::vector<const Observation*> observations(batch, &observation);
-      std::vector<ActionChunk> chunks(batch);
-      if (Status status = infer_batch(sessions, observations, {}, chunks); !status.ok()) return status;
-    }
-    for (Session* session : there) session->reset(seed_);
+  std::vector<char> is_warm(info().devices.size() + 1, 0);
+  for (std::size_t i = 0; i < sessions_.size(); ++i) {
+    if (std::exchange(is_warm[device_of(i)], 1) != 0) continue;
+    if (Status status = sessions_[i].infer(observation).status(); !status.ok()) return status;
+    sessions_[i].reset(seed_);
   }
   return {};
 }

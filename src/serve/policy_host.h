@@ -41,9 +41,8 @@ class SessionLease {
 
 class PolicyHost : public std::enable_shared_from_this<PolicyHost> {
  public:
-  // Opens, makes all sessions and runs the first inferences (on a GPU one of every batch size, so that no
-  // robot waits for a recording). Everything that a robot could stumble over later, a missing tokenizer say,
-  // is an error here.
+  // Opens, makes all sessions and runs a first inference on each device. Everything that a robot could
+  // stumble over later, a missing tokenizer say, is an error here.
   static Result<std::shared_ptr<PolicyHost>> open(const HostOptions& options, std::uint64_t generation);
 
   // A session begun anew with the host's seed, on the device with the fewest; null when all are out. Never

@@ -205,13 +205,6 @@ __device__ __forceinline__ void end_floats(const Product& op, End kind, const fl
     if (8 * i < end) *reinterpret_cast<float4*>(out + 8 * i * pitch) = v[i];
 }
 
-// A transposed store of four 8 x 8 tiles of bf16: each thread gives the address of a row.
-__device__ __forceinline__ void store_transposed(std::uint32_t shared, const std::uint32_t (&v)[4]) {
-  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(shared),
-               "r"(v[0]), "r"(v[1]), "r"(v[2]), "r"(v[3])
-               : "memory");
-}
-
 // What ends in bf16 passes through shared memory as such, `kPassRows` rows of x at a time and a warpgroup's
 // features side by side, and leaves in 16 bytes. `live`: how many of the tile's rows exist.
 //
@@ -238,7 +231,7 @@ __device__ __forceinline__ void end_gated(const Product& op, const float (&sum)[
         const float* s = sum + 4 * (j + i);
         packed[i] = pack_bf16(gelu(s[0]) * s[2], gelu(s[1]) * s[3]);
       }
-      store_transposed(to + (j - first) * 8 * kRowBytes, packed);
+      store_matrix_transposed(to + (j - first) * 8 * kRowBytes, packed[0], packed[1], packed[2], packed[3]);
     }
     sync();
 #pragma unroll
@@ -300,7 +293,7 @@ __device__ __forceinline__ void end_columns(const float (&sum)[kRows / 2], float
         packed[2 * i] = ended(s[0], s[1], bias0);
         packed[2 * i + 1] = ended(s[2], s[3], bias1);
       }
-      store_transposed(to + (j - first) * 8 * kRowBytes, packed);
+      store_matrix_transposed(to + (j - first) * 8 * kRowBytes, packed[0], packed[1], packed[2], packed[3]);
     }
     sync();
 #pragma unroll

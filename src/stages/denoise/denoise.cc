@@ -22,7 +22,7 @@ std::vector<float> time_grid(int steps, weights::TimeGrid grid) {
 
 Result<Denoise> Denoise::load(weights::Loader& loader, const weights::Architecture& architecture,
                               int requests) {
-  const bool few_rows = requests <= kFewRequests;
+  const bool few_rows = requests <= loader.backend().requests_at_once();
   Denoise d;
   d.architecture_ = architecture;
   const int depth = architecture.expert.depth;

@@ -12,7 +12,6 @@
 namespace servoflow::stages {
 
 inline constexpr int kMaxSteps = 50;
-inline constexpr int kFewRequests = 4;  // at once, for which the expert's weights keep the layout of few rows
 
 // The times 1 = t_0 > … > t_{N-1} of a schedule, rounded as the checkpoint's own framework rounds them.
 std::vector<float> time_grid(int steps, weights::TimeGrid grid);
@@ -40,9 +39,9 @@ struct DenoiseRun {
 
 class Denoise {
  public:
-  // `requests`: the most that one pass will bring. Beyond kFewRequests the expert's weights are laid out for
-  // products of hundreds of rows, which a backend may do in other kernels; the choice holds for single
-  // requests, too.
+  // `requests`: the most that one pass will bring. Beyond Backend::requests_at_once() the expert's weights
+  // are laid out for products of hundreds of rows, which a backend may do in other kernels; the choice holds
+  // for single requests, too.
   static Result<Denoise> load(weights::Loader& loader, const weights::Architecture& architecture,
                               int requests = 1);
   // The schedule for N steps; the last few are kept, so that a robot that keeps N computes it once.
