@@ -37,7 +37,7 @@ Step = collections.namedtuple("Step", "action state age_s")
 
 
 class Refused(RuntimeError):
-    """The server refused a request for a reason that repeating it will not mend."""
+    """The server refused a request for a reason that repeating it will not mend, or answered with what no robot may execute."""
 
 
 @dataclasses.dataclass
@@ -120,13 +120,13 @@ class RobotClient:
     def _run(self):
         pause = self._backoff[0]
         while not self._ended.is_set():
+            chunks = self.chunks
             try:
                 with websockets.sync.client.connect(self._uri, compression=None, max_size=None, additional_headers=self._headers,
                                                     open_timeout=self._timeout) as connection:
                     self.metadata = msgpack_numpy.unpackb(connection.recv(timeout=self._timeout))
                     self.connects += 1
                     self._serve(connection)
-                    pause = self._backoff[0]
             except Refused as error:
                 self._error = error
                 return
@@ -139,6 +139,8 @@ class RobotClient:
             except Exception as error:  # noqa: BLE001: a camera that fails must stop the robot, not hide in a thread
                 self._error = error
                 return
+            if self.chunks > chunks:  # a reply, not a connection, says that all is well again
+                pause = self._backoff[0]
             self._ended.wait(pause * random.uniform(0.5, 1.0))
             pause = min(2 * pause, self._backoff[1])
 
@@ -157,10 +159,13 @@ class RobotClient:
                     return
                 raise Refused(reply)
             reply = msgpack_numpy.unpackb(reply)
+            actions = np.asarray(reply["actions"])
+            if not np.isfinite(actions).all():
+                raise Refused("actions: a value is not finite")
             with self._lock:
-                self._chunk = Chunk(np.asarray(reply["actions"]), begin, reply)
+                self._chunk = Chunk(actions, begin, reply)
             self.chunks += 1
-            steps = min(self._replan, len(reply["actions"]))
+            steps = min(self._replan, len(actions))
             self._ended.wait(max(0.0, begin + steps * self._period - self._clock()))
 
 

@@ -373,6 +373,31 @@ class Client(Serve):
         self.assertGreater(client.chunks, before)
         self.assertEqual(client.connects, 2)
 
+    def test_a_reply_makes_the_next_pause_short_again(self):
+        class Event(threading.Event):  # waits a moment whatever it is told, and remembers
+            def wait(self, timeout=None):
+                asked.append(timeout)
+                return super().wait(min(timeout, 0.02))
+
+        asked = []
+        server = self.server()
+        client = robot_client.RobotClient("127.0.0.1", server.port, observe=libero, period_s=0.02, replan_every=5, stale="hold",
+                                          backoff_s=(8, 1000))
+        client._ended = Event()
+        client.start()
+        self.addCleanup(client.stop)
+        client.wait_for_chunk()
+        for _ in range(3):
+            server.stop()
+            before = client.chunks
+            server = self.server(OPENPI, "libero", "--port", str(server.port))
+            until = time.monotonic() + 20
+            while client.chunks <= before and time.monotonic() < until:
+                time.sleep(0.02)
+            self.assertGreater(client.chunks, before)
+        pauses = [pause for pause in asked if pause >= 4]
+        self.assertGreaterEqual(sum(pause <= 8 for pause in pauses), 3, pauses)
+
     def test_a_refusal_reaches_the_robot(self):
         client = self.client(self.server(), observe=lambda: {**libero(), "observation/state": np.zeros(5)})
         with self.assertRaisesRegex(robot_client.Refused, "observation/state: shape"):
