@@ -98,6 +98,7 @@ struct Fetcher {
       }
     }
   }
+
   // ---- rows
   std::uint32_t done_parity = 0;
   __device__ __forceinline__ void wait_done() {
