@@ -47,11 +47,15 @@ __device__ __forceinline__ void Computer::attention(const Request& r, int reques
   const bool present = chunk < r.chunks;
   float s[28];
   {
-    // A warp without keys multiplies what lies where the weights of the keys will: nobody writes there now.
+    // A warp without keys multiplies what is left of the rows that its warpgroup has waited for: nobody
+    // writes there now.
     std::uint32_t k[16][4];
     const Ring keys = ring.ahead(present ? chunk : 0);
     if (present) barrier_wait(barriers.full(keys.slot), keys.parity);
-    const std::uint32_t from = base + (present ? keys.at() : kWeightsAt) +
+    const std::uint32_t from = base +
+                               (present          ? keys.at()
+                                : warpgroup == 0 ? kWeightsAt
+                                                 : kRowsLeft) +
                                static_cast<std::uint32_t>((warp % 2 * 16 + lane % 16) * 128);
     std::uint32_t piece[4];
 #pragma unroll

@@ -54,6 +54,10 @@ inline constexpr int kMaximaAt = kSuffixAt + 2 * kSuffixKeys * kKeyPitch, kShrin
 inline constexpr float kLeast = -1e30f;  // below any score
 inline constexpr int kReceived = 65536, kSumBytes = 3 * 64 * 16 + 64 * 8, kRowTotals = kLoopRows * 8;
 inline constexpr int kReceivedTotals = kReceived + kLoopRanks * kSumBytes;
+// Of the last part of a task's rows, what attention puts nothing into.
+inline constexpr int kRowsLeft = kRowsBytes - 4 * kBoxBytes;
+static_assert(kRowsLeft >= 3 * kPartBytes && kRowsLeft >= kReceivedTotals + kLoopRanks * kRowTotals &&
+              4 * kBoxBytes <= kQueriesAt);
 static_assert(kSharedBytes <= 227 * 1024 && kTotalsAt + kLoopRanks * 64 * 4 <= kReceived);
 static_assert((kLoopRows / 8 + 1) * kWeightGroup <= kQueriesAt && 5 * 8 * 128 * 4 <= kQueriesAt);
 static_assert(kReceived + kLoopRanks * 8 * 80 * 4 <= kRowsBytes &&
