@@ -68,7 +68,7 @@ TEST_F(Load, StatisticsWithoutQuantiles) {
 TEST_F(Load, WithoutARobot) {
   const auto none = load_contract(kOpenpi, {});
   ASSERT_FALSE(none.ok());
-  EXPECT_NE(none.status().message().find("aloha, droid, libero"), std::string::npos);
+  EXPECT_NE(none.status().message().find("aloha, droid, libero, metaworld"), std::string::npos);
   // A servoflow directory brings its own contract.
   const auto libero = load_contract(kOpenpi, {.robot = "libero"});
   ASSERT_TRUE(libero.ok());

@@ -18,7 +18,7 @@ std::vector<std::string> openpi_slots();
 Result<Contract> parse_robot(std::string_view toml, const std::string& where,
                              const std::vector<std::string>& slots = openpi_slots());
 
-// Names of the robots compiled in, sorted: "aloha", "droid", "libero", …
+// Names of the robots compiled in, sorted: "aloha", "droid", "libero", "metaworld", …
 std::vector<std::string> list_builtin_robots();
 
 // A built-in name, or the path of a robot file. Anything else is an error that lists the built-in names.

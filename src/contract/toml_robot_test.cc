@@ -64,7 +64,7 @@ TEST(RobotFile, ReadsEveryField) {
 }
 
 TEST(RobotFile, BuiltInRobots) {
-  EXPECT_EQ(list_builtin_robots(), (std::vector<std::string>{"aloha", "droid", "libero"}));
+  EXPECT_EQ(list_builtin_robots(), (std::vector<std::string>{"aloha", "droid", "libero", "metaworld"}));
   for (const std::string& name : list_builtin_robots()) {
     const auto robot = load_robot(name);
     ASSERT_TRUE(robot.ok()) << robot.status().message();
@@ -76,7 +76,8 @@ TEST(RobotFile, BuiltInRobots) {
   EXPECT_EQ(load_robot("libero")->prompt.mode, PromptMode::kPlain);
   EXPECT_EQ(load_robot("aloha")->ignored_images, std::vector<std::string>{"images/cam_low"});
   const Status unknown = load_robot("pr2").status();
-  EXPECT_NE(unknown.message().find("aloha, droid, libero"), std::string::npos) << unknown.message();
+  EXPECT_NE(unknown.message().find("aloha, droid, libero, metaworld"), std::string::npos)
+      << unknown.message();
   EXPECT_NE(load_robot("robots/none.toml").status().message().find("robots/none.toml"), std::string::npos);
 }
 

@@ -9,7 +9,7 @@ struct Entry {
   std::string_view name;
   std::size_t size;
 };
-constexpr std::array<Entry, 15> kTable = {{{DType::kF64, "F64", 8},
+constexpr std::array<Entry, 16> kTable = {{{DType::kF64, "F64", 8},
                                            {DType::kF32, "F32", 4},
                                            {DType::kF16, "F16", 2},
                                            {DType::kBF16, "BF16", 2},
@@ -23,7 +23,8 @@ constexpr std::array<Entry, 15> kTable = {{{DType::kF64, "F64", 8},
                                            {DType::kU32, "U32", 4},
                                            {DType::kU16, "U16", 2},
                                            {DType::kU8, "U8", 1},
-                                           {DType::kBool, "BOOL", 1}}};
+                                           {DType::kBool, "BOOL", 1},
+                                           {DType::kF8E8M0, "F8_E8M0", 1}}};
 }  // namespace
 
 std::size_t dtype_size(DType dtype) { return kTable[static_cast<std::size_t>(dtype)].size; }

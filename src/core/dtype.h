@@ -22,7 +22,8 @@ enum class DType : std::uint8_t {
   kU32,
   kU16,
   kU8,
-  kBool
+  kBool,
+  kF8E8M0  // scales of the MX formats: powers of two
 };
 
 // Bytes of one element.

@@ -12,8 +12,9 @@ namespace {
 
 TEST(DType, NamesAndSizesAgree) {
   const std::pair<const char*, std::size_t> expected[] = {
-      {"F64", 8}, {"F32", 4}, {"F16", 2}, {"BF16", 2}, {"F8_E4M3", 1}, {"F8_E5M2", 1}, {"I64", 8}, {"I32", 4},
-      {"I16", 2}, {"I8", 1},  {"U64", 8}, {"U32", 4},  {"U16", 2},     {"U8", 1},      {"BOOL", 1}};
+      {"F64", 8}, {"F32", 4}, {"F16", 2},  {"BF16", 2},   {"F8_E4M3", 1}, {"F8_E5M2", 1},
+      {"I64", 8}, {"I32", 4}, {"I16", 2},  {"I8", 1},     {"U64", 8},     {"U32", 4},
+      {"U16", 2}, {"U8", 1},  {"BOOL", 1}, {"F8_E8M0", 1}};
   for (const auto& [name, size] : expected) {
     const std::optional<DType> dtype = dtype_from_name(name);
     ASSERT_TRUE(dtype.has_value()) << name;

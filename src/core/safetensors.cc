@@ -211,6 +211,7 @@ Result<std::vector<Out>> converted(const SafeTensor& tensor) {
     }
     case DType::kF8E4M3:
     case DType::kF8E5M2:
+    case DType::kF8E8M0:
       return Status::invalid("tensor " + quoted(tensor.name) + ": " + std::string(dtype_name(tensor.dtype)) +
                              " values cannot be read as numbers here; store them as F32 or BF16");
   }
