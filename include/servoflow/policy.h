@@ -25,12 +25,15 @@ struct PolicyOptions {
   // auto | cpu | cuda[:N]; several GPUs are cuda:0,1 or cuda:all: the weights on each, sessions spread over
   // them.
   std::string device = "auto";
-  std::string precision = "auto";  // auto (bf16 where the device has it) | fp32 | bf16
-  int threads = 0;                 // 0: one per core this process may use
-  std::string tokenizer;           // SentencePiece model file; empty: search as documented
-  std::string robot;               // of sessions that name none
-  bool check_robot = false;        // read that robot's contract (or the checkpoint's own) before any weight
-  std::string assets;              // statistics folder under assets/; empty: the robot's, else the only one
+  // auto (a quantized checkpoint as it is, else bf16 where the device has it) | fp32 | bf16 (a quantized
+  // checkpoint is dequantized) | a recipe ("int8-w8a8") | a plan's file: a float checkpoint is rounded to
+  // nearest while it is loaded.
+  std::string precision = "auto";
+  int threads = 0;           // 0: one per core this process may use
+  std::string tokenizer;     // SentencePiece model file; empty: search as documented
+  std::string robot;         // of sessions that name none
+  bool check_robot = false;  // read that robot's contract (or the checkpoint's own) before any weight
+  std::string assets;        // statistics folder under assets/; empty: the robot's, else the only one
   int max_batch = 1;  // most sessions of one device in one infer_batch call; 0: what pays off there, 4 on a
                       // GPU, 1 on a CPU
   // A GPU records a whole inference for every combination of requests, pictures and steps, and replays it.
@@ -63,11 +66,24 @@ struct DeviceInfo {
   int prepared = 0;  // records made before ready; 0 on the CPU
 };
 
+// What the matrices of one part of the network compute in. A part may have several.
+struct ComponentPrecision {
+  std::string component;  // "vision", "projector", "language model", "expert", "action and time projections"
+  std::string
+      precision;  // "bf16", "fp32", or the format of weights and inputs: "int8-w8a8", "nvfp4-w4a16", …
+  // How a quantized format is computed here ("int8 dot product (AVX-512 VNNI)", "float32 arithmetic …"), or
+  // what was dequantized; empty for plain bf16 and fp32.
+  std::string kernel;
+  int layers = 0;
+  std::uint64_t parameters = 0, weight_bytes = 0;
+};
+
 struct PolicyInfo {
-  std::string checkpoint, layout;          // "openpi" | "lerobot" | "servoflow" | "synthetic"
-  std::string device, backend, precision;  // what runs; several devices in one list, "cuda:0,cuda:1"
-  std::string hardware;                    // the (first) GPU and its driver; empty on the CPU
-  std::vector<DeviceInfo> devices;         // one or more; bytes below are of all together
+  std::string checkpoint, layout;              // "openpi" | "lerobot" | "servoflow" | "synthetic"
+  std::string device, backend, precision;      // what runs; several devices in one list, "cuda:0,cuda:1"
+  std::vector<ComponentPrecision> components;  // what `precision` means part by part, the same on all devices
+  std::string hardware;                        // the (first) GPU and its driver; empty on the CPU
+  std::vector<DeviceInfo> devices;             // one or more; bytes below are of all together
   int threads = 0;
   int max_batch = 0;  // as opened
   int horizon = 0, model_action_dim = 0, image_size = 0, max_tokens = 0, camera_slots = 0;

@@ -70,8 +70,10 @@ typedef struct servoflow_chunk servoflow_chunk;
 
 typedef struct servoflow_policy_options {
   size_t struct_size;
-  const char* device;    /* "auto" (NULL), "cpu", "cuda", "cuda:1", "cuda:0,1", "cuda:all" */
-  const char* precision; /* "auto" (NULL: bf16 where the device has it), "fp32", "bf16" */
+  const char* device; /* "auto" (NULL), "cpu", "cuda", "cuda:1", "cuda:0,1", "cuda:all" */
+  /* "auto" (NULL: a quantized checkpoint's own, else bf16 where the device has it), "fp32", "bf16", a recipe
+   * ("int8-w8a8") or a plan's file */
+  const char* precision;
   const char* tokenizer; /* SentencePiece model file; NULL: looked for as the README says */
   const char* robot;     /* of sessions that name none: built-in name or contract file; NULL: none */
   const char* assets;    /* statistics folder under assets/; NULL: the robot's, else the only one */
@@ -91,7 +93,7 @@ typedef struct servoflow_policy_info {
   const char* layout;    /* "openpi", "lerobot", "servoflow" */
   const char* device;    /* what runs: "cpu", "cuda:0,cuda:1" */
   const char* backend;   /* "cpu/avx512_bf16" */
-  const char* precision; /* "fp32", "bf16" */
+  const char* precision; /* "fp32", "bf16", a recipe or what a quantized checkpoint holds */
   const char* hardware;  /* the first GPU and its driver; "" on the CPU */
   int32_t threads, device_count;
   int32_t horizon;          /* actions of a chunk */

@@ -20,6 +20,19 @@ void Backend::fail(Status status) {
   if (status_.ok()) status_ = std::move(status);
 }
 
+std::string Backend::low_bit_kernel(const quant::LinearFormat&) const { return {}; }
+
+Status Backend::refuse_format(const quant::LinearFormat& format, const std::string& tensor) const {
+  const bool shared = format.input.quantized() && format.input.dynamic &&
+                      format.input.granularity == quant::Granularity::kTensor;
+  return Status::invalid(
+      tensor + ": format " + quant::name(format) + " has no kernel on " + name() +
+      (shared ? ": one input scale over all rows at hand would make an answer depend on its batch; quantize "
+                "inputs per "
+                "token or with a static scale"
+              : "; choose --precision bf16, which dequantizes the weights, or another --device or recipe"));
+}
+
 Status Backend::finish() {
   Status waited = wait();
   Status out = status_.ok() ? std::move(waited) : std::move(status_);
@@ -33,6 +46,11 @@ Result<void*> Backend::allocate_staging(std::uint64_t bytes) {
     return Status::runtime("out of memory: " + std::to_string(bytes) + " bytes of staging");
   staging_.push_back(std::move(block));
   return static_cast<void*>(staging_.back().data());
+}
+
+const char* Backend::keep_name(std::string name) {
+  names_.push_back(std::move(name));
+  return names_.back().c_str();
 }
 
 void Backend::copy(void* to, const void* from, std::size_t bytes) {

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstddef>
+#include <deque>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -15,6 +16,7 @@
 
 #include "core/memory.h"
 #include "ops/ops.h"
+#include "quant/matrix.h"
 #include "servoflow/status.h"
 
 namespace servoflow::ops {
@@ -35,6 +37,8 @@ struct HostMatrix {
   std::span<const std::byte> bytes;
   std::string name;  // for error messages
   std::optional<Sequence> sequence = {};
+  // Instead of bytes: all parts of one weight are, or none.
+  const quant::QuantizedMatrix* quantized = nullptr;
 };
 
 enum class PackMode : std::uint8_t {
@@ -65,9 +69,22 @@ struct GemmaLayer;
 struct ExpertStep;
 struct DenoiseLoop;
 
+// Sees every product before it is enqueued. A backend that replaces composites whole shows nothing of what is
+// inside.
+class MatmulObserver {
+ public:
+  virtual ~MatmulObserver() = default;
+  virtual void before(const Matmul& op) = 0;
+};
+
 class Backend {
  public:
   virtual ~Backend() = default;
+
+  // Null: nobody watches. The observer may download.
+  void watch_products(MatmulObserver* observer) { observer_ = observer; }
+  // A copy of `name` that lives as long as the backend, for Weight::name.
+  const char* keep_name(std::string name);
 
   // "cpu/avx512_bf16", "reference": what the reply names.
   virtual std::string name() const = 0;
@@ -90,6 +107,9 @@ class Backend {
   // Packs weights into the backend's layout. NaN or Inf is an error that names the tensor and its first bad
   // element.
   virtual Result<Weight> pack(std::span<const HostMatrix> parts, const PackOptions& options) = 0;
+  // How products with weights and inputs of this format are computed here, for reports: "int8 dot product
+  // (AVX-512 VNNI)", "float32 arithmetic …". Empty: not at all, and pack refuses them.
+  virtual std::string low_bit_kernel(const quant::LinearFormat& format) const;
   // Whether generated matrices need no bytes; `generate` writes elements 0 … count - 1 of one.
   virtual bool generates() const { return false; }
   virtual void generate(void* /*device*/, DType, std::uint64_t /*count*/, const Sequence&) {}
@@ -174,10 +194,14 @@ class Backend {
   bool check(const char* op, const char* broken);
   bool failed() const { return !status_.ok(); }
   void fail(Status status);
+  // The error of pack for a format without a kernel here.
+  Status refuse_format(const quant::LinearFormat& format, const std::string& tensor) const;
 
  private:
   Status status_;
   std::vector<HostBlock> staging_;
+  MatmulObserver* observer_ = nullptr;
+  std::deque<std::string> names_;
 };
 
 // Whether a frame can become a picture of `image` x `image` pixels: a device could not refuse it any more.
@@ -186,7 +210,7 @@ Status check_frame(const Frame& frame, std::span<const std::byte> tables, std::u
 
 struct BackendOptions {
   std::string device = "auto";     // auto | cpu | cuda[:N] | reference (the plain scalar oracle)
-  std::string precision = "auto";  // auto | fp32 | bf16
+  std::string precision = "auto";  // auto | fp32 | bf16: of what is not quantized
   int threads = 0;
 };
 

@@ -160,7 +160,6 @@ Status check_frame(const Frame& frame, std::span<const std::byte> tables, std::u
 SF_CHECKED(letterbox, Letterbox)
 SF_CHECKED(patch_rows, PatchRows)
 SF_CHECKED(scale_rows, ScaleRows)
-SF_CHECKED(matmul, Matmul)
 SF_CHECKED(layer_norm, LayerNorm)
 SF_CHECKED(rms_norm, RmsNorm)
 SF_CHECKED(split_qkv, SplitQkv)
@@ -168,5 +167,11 @@ SF_CHECKED(attention, Attention)
 SF_CHECKED(time_embedding, TimeEmbedding)
 SF_CHECKED(euler_step, EulerStep)
 #undef SF_CHECKED
+
+void Backend::matmul(const Matmul& op) {
+  if (!check("matmul", broken(op))) return;
+  if (observer_ != nullptr) observer_->before(op);
+  do_matmul(op);
+}
 
 }  // namespace servoflow::ops

@@ -13,6 +13,16 @@ namespace servoflow::ops {
 Status check_parts(std::span<const HostMatrix> parts, const PackOptions& options) {
   if (parts.empty()) return Status::runtime("pack: no parts");
   for (const HostMatrix& p : parts) {
+    if ((p.quantized != nullptr) != (parts[0].quantized != nullptr))
+      return Status::invalid(p.name + ": quantized, and " + parts[0].name +
+                             " is not, or the reverse; both are computed "
+                             "as one product and must be stored alike");
+    if (p.quantized != nullptr) {
+      if (p.quantized->rows != p.rows || p.quantized->cols != p.cols || p.cols != parts[0].cols ||
+          p.rows <= 0)
+        return Status::runtime(p.name + ": pack: shape and quantized matrix disagree");
+      continue;
+    }
     if (!is_float(p.dtype))
       return Status::invalid(p.name + ": dtype " + std::string(dtype_name(p.dtype)) + " cannot be packed");
     if (p.rows <= 0 || p.cols <= 0 || p.cols != parts[0].cols ||
@@ -30,10 +40,27 @@ Status check_parts(std::span<const HostMatrix> parts, const PackOptions& options
   return {};
 }
 
+namespace {
+
+Status not_finite(const HostMatrix& part, int r, const float* row) {
+  std::size_t bad = 0;
+  while (std::isfinite(row[bad])) ++bad;
+  return Status::invalid(part.name + ": element [" + std::to_string(r) + ", " + std::to_string(bad) +
+                         "] is " + (std::isnan(row[bad]) ? "NaN" : "infinite") +
+                         "; `servoflow inspect --scan` lists all such tensors");
+}
+
+}  // namespace
+
 Status read_row(const HostMatrix& part, int r, float* out) {
   const std::size_t size = dtype_size(part.dtype), cols = static_cast<std::size_t>(part.cols);
-  const std::byte* in = part.bytes.data() + static_cast<std::size_t>(r) * cols * size;
   bool finite = true;
+  if (part.quantized != nullptr) {
+    quant::dequantize_row(*part.quantized, r, {out, cols});
+    for (std::size_t i = 0; i < cols; ++i) finite = finite && std::isfinite(out[i]);
+    return finite ? Status() : not_finite(part, r, out);
+  }
+  const std::byte* in = part.bytes.data() + static_cast<std::size_t>(r) * cols * size;
   for (std::size_t i = 0; i < cols; ++i, in += size) {
     float value = 0;
     if (part.dtype == DType::kF32) {
@@ -50,12 +77,7 @@ Status read_row(const HostMatrix& part, int r, float* out) {
     out[i] = value;
     finite = finite && std::isfinite(value);
   }
-  if (finite) return {};
-  std::size_t bad = 0;
-  while (std::isfinite(out[bad])) ++bad;
-  return Status::invalid(part.name + ": element [" + std::to_string(r) + ", " + std::to_string(bad) +
-                         "] is " + (std::isnan(out[bad]) ? "NaN" : "infinite") +
-                         "; `servoflow inspect --scan` lists all such tensors");
+  return finite ? Status() : not_finite(part, r, out);
 }
 
 namespace {

@@ -15,6 +15,7 @@
 
 #include "core/dtype.h"
 #include "core/shape.h"
+#include "quant/formats.h"
 
 namespace servoflow::ops {
 
@@ -42,6 +43,10 @@ struct Weight {
   bool paired = false;         // gate and up rows interleaved for the GeGLU epilogue; n counts both
   const void* data = nullptr;
   std::uint64_t bytes = 0;
+  const char* name = nullptr;  // of its tensors, a space between them; null if nobody said
+  // Of a weight that was packed quantized, and how its product rounds inputs; else not quantized and null.
+  quant::LinearFormat format = {};
+  const void* layout = nullptr;  // the backend's own
 };
 
 enum class Activation : std::uint8_t { kNone, kGeluTanh, kSilu };
@@ -173,6 +178,9 @@ struct ScaleRows {
   const std::int32_t* ids = nullptr;
 };
 
+// With a quantized weight each row of x is first multiplied by the weight's input multiplier, if it has one,
+// and rounded to format.input as quant::fake_quantize_rows does; the weight means what quant::dequantize_row
+// gives.
 struct Matmul {
   Matrix x;  // [rows, k]
   const Weight* w = nullptr;

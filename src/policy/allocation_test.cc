@@ -51,7 +51,7 @@ namespace servoflow {
 namespace {
 
 TEST(Allocation, SteadyStateInferenceAllocatesNothing) {
-  for (const char* precision : {"fp32", "bf16"}) {
+  for (const char* precision : {"fp32", "bf16", "int8-w8a8", "int4-g128-w4a16", "nvfp4-w4a8"}) {
     auto policy = Policy::open("tests/golden/openpi-tiny", {.device = "cpu", .precision = precision});
     ASSERT_TRUE(policy.ok()) << policy.status().message();
     auto session = policy->new_session({.robot = "libero"});

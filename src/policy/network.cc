@@ -5,8 +5,10 @@
 #include <cmath>
 #include <cstring>
 #include <functional>
+#include <memory>
 #include <vector>
 
+#include "core/bf16.h"
 #include "core/status_macros.h"
 #include "core/zones.h"
 #include "policy/plan.h"
@@ -26,6 +28,48 @@ void use_the_wait(std::span<const NetworkRequest> requests) {
   for (const NetworkRequest& request : requests)
     if (request.meanwhile != nullptr) (*request.meanwhile)();
 }
+
+// Shows a tap what goes into each product while it lives.
+class InputObserver : public ops::MatmulObserver {
+ public:
+  InputObserver(ops::Backend& backend, StageTap& tap) : backend_(backend), tap_(tap) {
+    backend_.watch_products(this);
+  }
+  ~InputObserver() override { backend_.watch_products(nullptr); }
+  InputObserver(const InputObserver&) = delete;
+  InputObserver& operator=(const InputObserver&) = delete;
+
+  void step(int step) { step_ = step; }
+  // Products of the expert that were seen: none, where a backend has one call for a whole step.
+  int seen_in_steps() const { return seen_in_steps_; }
+
+  void before(const ops::Matmul& op) override {
+    if (op.w->name == nullptr || std::string_view(op.w->name).empty()) return;
+    std::int32_t rows = op.rows.capacity;
+    if (op.rows.device != nullptr) backend_.download(&rows, op.rows.device, sizeof(rows));
+    const auto cols = static_cast<std::size_t>(op.x.cols);
+    values_.resize(static_cast<std::size_t>(rows) * cols);
+    row_.resize(cols * dtype_size(op.x.dtype));
+    for (std::int32_t r = 0; r < rows; ++r) {
+      const std::size_t at =
+          static_cast<std::size_t>(r) * static_cast<std::size_t>(op.x.pitch) * dtype_size(op.x.dtype);
+      backend_.download(row_.data(), static_cast<const std::byte*>(op.x.data) + at, row_.size());
+      float* to = values_.data() + static_cast<std::size_t>(r) * cols;
+      for (std::size_t c = 0; c < cols; ++c)
+        to[c] = op.x.dtype == DType::kBF16 ? to_float(reinterpret_cast<const bf16*>(row_.data())[c])
+                                           : reinterpret_cast<const float*>(row_.data())[c];
+    }
+    seen_in_steps_ += step_ >= 0;
+    tap_.input(op.w->name, step_, values_, {rows, op.x.cols});
+  }
+
+ private:
+  ops::Backend& backend_;
+  StageTap& tap_;
+  int step_ = -1, seen_in_steps_ = 0;
+  std::vector<float> values_;
+  std::vector<std::byte> row_;
+};
 
 class NetworkImpl : public Network {
  public:
@@ -79,13 +123,17 @@ Status NetworkImpl::open(std::shared_ptr<const weights::WeightSource> source,
   arch_ = architecture;
   source_ = std::move(source);
   prompt_tokens_ = options.prompt_tokens > 0 ? options.prompt_tokens : arch_.max_tokens;
+  SF_ASSIGN_OR_RETURN(weights::Precision precision,
+                      weights::choose_precision(options.precision, arch_, *source_));
   SF_ASSIGN_OR_RETURN(ops::BackendChoice choice,
-                      ops::make_backend({options.device, options.precision, options.threads}));
+                      ops::make_backend({options.device, precision.base, options.threads}));
   backend_ = std::move(choice.backend);
+  SF_RETURN_IF_ERROR(weights::check_kernels(*backend_, precision, *source_));
+  precision.base = choice.precision;  // what auto came to
   capacity_ = {std::max(1, options.max_batch != 0 ? options.max_batch : backend_->requests_at_once()),
                std::max(1, options.max_pictures)};
   raw_ = backend_->takes_raw_inputs();
-  weights::Loader loader(*backend_, *source_, packed_parameters(arch_, raw_), options.progress);
+  weights::Loader loader(*backend_, *source_, packed_parameters(arch_, raw_), options.progress, precision);
   SF_ASSIGN_OR_RETURN(vision_, stages::Vision::load(loader, arch_));
   SF_ASSIGN_OR_RETURN(prefix_, stages::Prefix::load(loader, arch_));
   SF_ASSIGN_OR_RETURN(denoise_, stages::Denoise::load(loader, arch_, capacity_.batch));
@@ -94,14 +142,15 @@ Status NetworkImpl::open(std::shared_ptr<const weights::WeightSource> source,
   SF_RETURN_IF_ERROR(denoise_.schedule(*backend_, arch_.default_steps).status());
   info_ = {.device = backend_->device(),
            .backend = backend_->name(),
-           .precision = choice.precision,
+           .precision = precision.name.empty() ? choice.precision : precision.name,
            .hardware = backend_->hardware(),
            .threads = backend_->threads(),
            .max_batch = capacity_.batch,
            .raw_frames = raw_,
            .parameters = loader.parameters(),
            .weight_bytes = loader.packed_bytes(),
-           .workspace_bytes = w_.bytes};
+           .workspace_bytes = w_.bytes,
+           .components = loader.components()};
   return {};
 }
 
@@ -296,12 +345,18 @@ Status NetworkImpl::run_denoise(const stages::Schedule& schedule, StageTimes* ti
   const zones::Zone zone("denoise");
   const stages::DenoiseRun run = denoise_run();
   if (times != nullptr) times->steps.resize(static_cast<std::size_t>(schedule.steps));
+  std::unique_ptr<InputObserver> observer;
+  if (tap != nullptr && tap->wants_inputs()) observer = std::make_unique<InputObserver>(*backend_, *tap);
   for (int j = 0; j < schedule.steps; ++j) {  // one by one: each step has its time and can be watched
+    if (observer) observer->step(j);
     const Clock::time_point begin = Clock::now();
     denoise_.run(*backend_, schedule, run, j, 1);
     SF_RETURN_IF_ERROR(backend_->finish());
     if (times != nullptr) times->steps[static_cast<std::size_t>(j)] = milliseconds_since(begin);
     if (tap == nullptr) continue;
+    if (observer && observer->seen_in_steps() == 0)
+      return Status::invalid("device " + backend_->device() + " (" + backend_->name() +
+                             ") computes whole layers at once and shows no inputs of linear layers; use cpu");
     const Shape shape{arch_.horizon, arch_.action_dim};
     std::vector<float> values(static_cast<std::size_t>(shape.elements()));
     const std::string step = "step" + std::to_string(j);
@@ -417,6 +472,8 @@ Status NetworkImpl::run_stages(const stages::Schedule& schedule, const stages::M
   if (tap != nullptr && tap->wants("t")) tap->record("t", schedule.times, {schedule.steps});
   upload_inputs();
   SF_RETURN_IF_ERROR(backend_->finish());
+  std::unique_ptr<InputObserver> observer;  // run_denoise has its own, which knows the steps
+  if (tap != nullptr && tap->wants_inputs()) observer = std::make_unique<InputObserver>(*backend_, *tap);
   if (w_.staged.counts->pictures > 0) {
     const zones::Zone zone("vision");
     enqueue_vision();
@@ -432,6 +489,7 @@ Status NetworkImpl::run_stages(const stages::Schedule& schedule, const stages::M
     SF_RETURN_IF_ERROR(backend_->finish());
   }
   const double after_prefix = milliseconds_since(begin);
+  observer.reset();
   if (tap != nullptr) tap_prefix(*tap, input, true);
   SF_RETURN_IF_ERROR(run_denoise(schedule, times, tap));
   backend_->download(

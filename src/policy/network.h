@@ -27,6 +27,14 @@ class StageTap {
   // Asked before a stage is copied out; copying only happens for wanted ones.
   virtual bool wants(std::string_view stage) const = 0;
   virtual void record(std::string_view stage, std::span<const float> values, const Shape& shape) = 0;
+
+  // What goes into the linear layers, [rows, k]. `weights` are the tensors that read it, a space between
+  // them: "….q_proj.weight ….k_proj.weight ….v_proj.weight". `step` is the denoise step, or -1 before the
+  // first. Asked once a run: a device that computes whole blocks at once cannot show them, which is an error
+  // for a tap that wants them.
+  virtual bool wants_inputs() const { return false; }
+  virtual void input(std::string_view /*weights*/, int /*step*/, std::span<const float> /*rows*/,
+                     const Shape& /*shape*/) {}
 };
 
 struct NetworkOptions {
@@ -49,6 +57,7 @@ struct NetworkInfo {
   int threads = 0, max_batch = 1;
   bool raw_frames = false;  // takes frames as they are (stages::RawFrame)
   std::uint64_t parameters = 0, weight_bytes = 0, workspace_bytes = 0;
+  std::vector<ComponentPrecision> components;
 };
 
 struct NetworkRequest {

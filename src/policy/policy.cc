@@ -176,6 +176,7 @@ struct Policy::Impl {
     if (info.devices.empty()) {
       info.backend = n.backend;
       info.precision = n.precision;
+      info.components = n.components;
       info.hardware = n.hardware;
       info.threads = n.threads;
       info.max_batch = n.max_batch;

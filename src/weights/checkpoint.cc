@@ -8,6 +8,7 @@
 #include <unordered_map>
 
 #include "core/status_macros.h"
+#include "quant/checkpoint.h"
 #include "weights/fields.h"
 #include "weights/file_source.h"
 #include "weights/manifest.h"
@@ -19,6 +20,7 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr char kConfigFile[] = "config.json";
+constexpr char kModelOptFile[] = "hf_quant_config.json";
 constexpr std::size_t kMaxConfigBytes = std::size_t{4} << 20;
 constexpr std::string_view kLerobotPrefix = "model.";
 
@@ -73,6 +75,7 @@ class Examination {
       return;
     }
     read_config_file();
+    read_quantization();
     files_ = TensorFiles::open(dir_, seen.problems);
     seen.files = files_->names();
     seen.stored_tensors = files_->tensors().size();
@@ -88,7 +91,8 @@ class Examination {
   }
 
   Inspection seen;
-  std::unordered_map<std::string, StoredTensor> used;  // canonical name -> stored
+  std::unordered_map<std::string, StoredTensor> used;   // canonical name -> stored
+  std::unordered_map<std::string, StoredLayer> layers;  // of a quantized checkpoint, by the weight's name
   const std::shared_ptr<const TensorFiles>& files() const { return files_; }
 
  private:
@@ -109,6 +113,58 @@ class Examination {
     }
     seen.config = std::move(*config);
     config_ok_ = true;
+  }
+
+  // compressed-tensors and ModelOpt name their schemes in config.json, ModelOpt also in a file of its own.
+  void read_quantization() {
+    if (!config_ok_ || !seen.config.is_object()) return;
+    Result<std::optional<quant::QuantConfig>> found = quant::find_quant_config(seen.config, kConfigFile);
+    if (found.ok() && !*found && is_file(dir_ + "/" + kModelOptFile)) {
+      Result<Json> document = read_json_file(dir_ + "/" + kModelOptFile, kMaxConfigBytes);
+      if (document.ok()) {
+        Result<quant::QuantConfig> parsed = quant::parse_modelopt(*document, kModelOptFile);
+        found = parsed.ok() ? Result<std::optional<quant::QuantConfig>>(std::optional(std::move(*parsed)))
+                            : Result<std::optional<quant::QuantConfig>>(parsed.status());
+      } else {
+        found = document.status();
+      }
+    }
+    if (found.ok()) {
+      quantization_ = std::move(*found);
+    } else {
+      seen.problems.push_back(found.status().message());
+    }
+  }
+
+  // The tensors of a quantized layer; false where the layer is in floating point.
+  bool locate_layer(const TensorSpec& spec, std::set<const SafeTensor*>& taken,
+                    std::vector<std::string>& problems) {
+    constexpr std::string_view kWeight = ".weight";
+    const bool table = spec.name == kTokenTable || spec.name.ends_with("position_embedding.weight");
+    if (!quantization_ || table || spec.shape.rank() != 2 || !spec.name.ends_with(kWeight)) return false;
+    const std::string linear = spec.name.substr(0, spec.name.size() - kWeight.size());
+    const quant::ConfigGroup* group = quantization_->group_of(linear);
+    if (group == nullptr) return false;
+    const quant::LayerTensors expected = quant::layer_tensors(linear, *group, quantization_->convention);
+    StoredLayer layer{*group, quantization_->convention, spec.shape[0], spec.shape[1], {}};
+    bool whole = true;
+    for (const bool required : {true, false})
+      for (const std::string& name : required ? expected.required : expected.optional) {
+        const StoredTensor stored = locate(name);
+        if (stored) {
+          taken.insert(stored.tensor);
+          layer.tensors.emplace(name, stored);
+        } else if (required) {
+          problems.push_back(tensor_text(name) + ": missing; the layer is " + group->layout + " (" +
+                             quant::name(group->format) + ") by the checkpoint's quantization config");
+          whole = false;
+        }
+      }
+    if (!whole) return true;
+    for (const auto& [name, stored] : layer.tensors)
+      count(spec, stored, name == layer.tensors.begin()->first);
+    layers.emplace(spec.name, std::move(layer));
+    return true;
   }
 
   // Canonical names: openpi's. lerobot prefixes them with "model.", newer or hand-made files may not.
@@ -168,6 +224,10 @@ class Examination {
     ConfigReading reading = read_config(seen.config, seen.layout.value_or(Layout::kOpenpi), kConfigFile);
     seen.sizes_from = std::move(reading.sizes_from);
     seen.unused_config = std::move(reading.unused);
+    if (quantization_)
+      std::erase_if(seen.unused_config, [](const std::string& key) {
+        return key == "quantization_config" || key == "compression_config";
+      });
     if (reading.problems.empty()) seen.architecture = reading.architecture;
     for (std::string& problem : reading.problems) seen.problems.push_back(std::move(problem));
   }
@@ -208,6 +268,7 @@ class Examination {
     std::vector<std::string> problems;
     std::set<const SafeTensor*> taken;
     for (const TensorSpec& spec : manifest(*seen.architecture)) {
+      if (locate_layer(spec, taken, problems)) continue;
       const StoredTensor stored = locate(spec.name);
       if (!stored) {
         problems.push_back(
@@ -249,8 +310,9 @@ class Examination {
     for (std::string& line : collapse_layers(problems)) seen.problems.push_back(std::move(line));
   }
 
-  void count(const TensorSpec& spec, const StoredTensor& stored) {
-    const std::uint64_t elements = static_cast<std::uint64_t>(spec.shape.elements());
+  // `whole`: with the parameters of the layer, which count once however many tensors hold it.
+  void count(const TensorSpec& spec, const StoredTensor& stored, bool whole = true) {
+    const std::uint64_t elements = whole ? static_cast<std::uint64_t>(spec.shape.elements()) : 0;
     const auto add = [&](std::vector<TensorCount>& list, std::string_view what) {
       auto it = std::find_if(list.begin(), list.end(), [&](const TensorCount& c) { return c.what == what; });
       if (it == list.end()) it = list.insert(list.end(), TensorCount{std::string(what)});
@@ -268,6 +330,7 @@ class Examination {
   bool prefixed_ = false;
   std::shared_ptr<const TensorFiles> files_;
   std::map<std::string, StoredTensor> stored_;  // by canonical name
+  std::optional<quant::QuantConfig> quantization_;
 };
 
 }  // namespace
@@ -282,7 +345,8 @@ Result<Checkpoint> open_checkpoint(const std::string& dir) {
   out.layout = *seen.layout;
   out.architecture = *seen.architecture;
   out.config = std::move(seen.config);
-  out.source = std::make_shared<FileSource>(examination.files(), std::move(examination.used));
+  out.source = std::make_shared<FileSource>(examination.files(), std::move(examination.used),
+                                            std::move(examination.layers));
   for (const IgnoredTensor& tensor : seen.ignored) out.ignored.push_back(tensor.name);
   out.parameters = seen.parameters;
   return out;

@@ -1,8 +1,10 @@
 #include "weights/file_source.h"
 
 #include <cstring>
+#include <map>
 
 #include "core/bf16.h"
+#include "core/status_macros.h"
 #include "weights/manifest.h"
 
 namespace servoflow::weights {
@@ -20,8 +22,13 @@ void row_to_floats(const std::byte* from, std::span<float> out, Convert convert)
 }  // namespace
 
 FileSource::FileSource(std::shared_ptr<const TensorFiles> files,
-                       std::unordered_map<std::string, StoredTensor> used)
-    : files_(std::move(files)), used_(std::move(used)) {
+                       std::unordered_map<std::string, StoredTensor> used,
+                       std::unordered_map<std::string, StoredLayer> layers)
+    : files_(std::move(files)), used_(std::move(used)), layers_(std::move(layers)) {
+  std::map<std::string, quant::LinearFormat> formats;  // by name, so that reports do not depend on hashing
+  for (const auto& [name, layer] : layers_)
+    formats.emplace(quant::name(layer.group.format), layer.group.format);
+  for (const auto& [name, format] : formats) formats_.push_back(format);
   for (const auto& [name, stored] : used_) {
     const std::string dtype(dtype_name(stored.tensor->dtype));
     if (stored_dtype_.empty()) stored_dtype_ = dtype;
@@ -30,7 +37,33 @@ FileSource::FileSource(std::shared_ptr<const TensorFiles> files,
   if (const auto it = used_.find(kTokenTable); it != used_.end()) table_ = it->second;
 }
 
+std::optional<quant::LinearFormat> FileSource::format_of(const std::string& name) const {
+  const auto it = layers_.find(name);
+  return it == layers_.end() ? std::nullopt : std::optional(it->second.group.format);
+}
+
+Result<std::optional<quant::QuantizedMatrix>> FileSource::quantized(const std::string& name) const {
+  const auto it = layers_.find(name);
+  if (it == layers_.end()) return std::optional<quant::QuantizedMatrix>();
+  const StoredLayer& layer = it->second;
+  const quant::TensorLookup lookup = [&layer](const std::string& wanted) -> std::optional<quant::TensorView> {
+    const auto found = layer.tensors.find(wanted);
+    if (found == layer.tensors.end()) return {};
+    const SafeTensor& tensor = *found->second.tensor;
+    return quant::TensorView{tensor.dtype, tensor.shape, tensor.bytes};
+  };
+  const std::string linear = name.substr(0, name.size() - std::string_view(".weight").size());
+  SF_ASSIGN_OR_RETURN(quant::QuantizedMatrix matrix, quant::read_linear(linear, layer.group, layer.convention,
+                                                                        layer.rows, layer.cols, lookup));
+  return std::optional(std::move(matrix));
+}
+
 Result<TensorData> FileSource::get(const std::string& name) const {
+  if (layers_.contains(name)) {
+    SF_ASSIGN_OR_RETURN(const std::optional<quant::QuantizedMatrix> matrix, quantized(name));
+    const auto values = std::make_shared<std::vector<float>>(quant::dequantize(*matrix));
+    return TensorData{DType::kF32, {matrix->rows, matrix->cols}, std::as_bytes(std::span(*values)), values};
+  }
   const auto it = used_.find(name);
   if (it == used_.end()) return Status::invalid("tensor \"" + name + "\" is not part of this checkpoint");
   const SafeTensor& tensor = *it->second.tensor;
@@ -38,6 +71,8 @@ Result<TensorData> FileSource::get(const std::string& name) const {
 }
 
 void FileSource::release(const std::string& name) const {
+  if (const auto layer = layers_.find(name); layer != layers_.end())
+    for (const auto& [part, stored] : layer->second.tensors) stored.file->release(*stored.tensor);
   if (const auto it = used_.find(name); it != used_.end()) it->second.file->release(*it->second.tensor);
 }
 

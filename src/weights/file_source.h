@@ -5,19 +5,33 @@
 #include <string>
 #include <unordered_map>
 
+#include "quant/checkpoint.h"
 #include "weights/tensor_files.h"
 #include "weights/weight_source.h"
 
 namespace servoflow::weights {
 
+// A quantized layer: its scheme and its tensors, by the engine's names.
+struct StoredLayer {
+  quant::ConfigGroup group;
+  quant::Convention convention = quant::Convention::kCompressedTensors;
+  std::int64_t rows = 0, cols = 0;
+  std::unordered_map<std::string, StoredTensor> tensors;
+};
+
 class FileSource : public WeightSource {
  public:
   // `used` maps the manifest's names to stored tensors, the token table (kTokenTable) included; all of a
-  // dtype that is_float. Shapes must already agree with the manifest.
-  FileSource(std::shared_ptr<const TensorFiles> files, std::unordered_map<std::string, StoredTensor> used);
+  // dtype that is_float. Shapes must already agree with the manifest. `layers`: what is quantized instead, by
+  // the name of its weight.
+  FileSource(std::shared_ptr<const TensorFiles> files, std::unordered_map<std::string, StoredTensor> used,
+             std::unordered_map<std::string, StoredLayer> layers = {});
 
-  bool has(const std::string& name) const override { return used_.contains(name); }
+  bool has(const std::string& name) const override { return used_.contains(name) || layers_.contains(name); }
   Result<TensorData> get(const std::string& name) const override;
+  Result<std::optional<quant::QuantizedMatrix>> quantized(const std::string& name) const override;
+  std::optional<quant::LinearFormat> format_of(const std::string& name) const override;
+  std::vector<quant::LinearFormat> formats() const override { return formats_; }
   void release(const std::string& name) const override;
   // The same for a part of a tensor's bytes, as get() gave them.
   void release_part(const std::string& name, std::span<const std::byte> part) const;
@@ -27,6 +41,8 @@ class FileSource : public WeightSource {
  private:
   std::shared_ptr<const TensorFiles> files_;
   std::unordered_map<std::string, StoredTensor> used_;
+  std::unordered_map<std::string, StoredLayer> layers_;
+  std::vector<quant::LinearFormat> formats_;
   StoredTensor table_;
   std::string stored_dtype_;
 };

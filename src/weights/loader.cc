@@ -6,6 +6,7 @@
 #include "core/bf16.h"
 #include "core/status_macros.h"
 #include "ops/host_rows.h"
+#include "weights/manifest.h"
 
 namespace servoflow::weights {
 namespace {
@@ -30,7 +31,99 @@ Result<TensorData> Loader::from_source(const std::string& name) const {
   return backend_.generates() ? source_.describe(name) : source_.get(name);
 }
 
+namespace {
+
+std::string_view linear_name(std::string_view tensor) {
+  return tensor.ends_with(".weight") ? tensor.substr(0, tensor.size() - 7) : tensor;
+}
+
+// What a product's observer knows a weight by.
+std::string joined(const std::vector<std::string>& names) {
+  std::string out;
+  for (const std::string& name : names) out += (out.empty() ? "" : " ") + name;
+  return out;
+}
+
+}  // namespace
+
+void Loader::note(const std::string& name, const std::string& precision, const std::string& kernel,
+                  const ops::Weight& weight, int layers) {
+  const std::string component(component_of(name));
+  auto it = std::find_if(components_.begin(), components_.end(), [&](const ComponentPrecision& c) {
+    return c.component == component && c.precision == precision && c.kernel == kernel;
+  });
+  if (it == components_.end())
+    it = components_.insert(components_.end(),
+                            {.component = component, .precision = precision, .kernel = kernel});
+  it->layers += layers;
+  it->parameters += static_cast<std::uint64_t>(weight.n) * static_cast<std::uint64_t>(weight.k);
+  it->weight_bytes += weight.bytes;
+}
+
+// The format that these tensors, one product, have or are to get; nothing: floating point.
+Result<std::optional<quant::LinearFormat>> Loader::low_bit_format(
+    const std::vector<std::string>& names) const {
+  std::optional<quant::LinearFormat> out;
+  for (std::size_t i = 0; i < names.size(); ++i) {
+    std::optional<quant::LinearFormat> format;
+    if (const auto it = precision_.rounding.find(std::string(linear_name(names[i])));
+        it != precision_.rounding.end())
+      format = it->second;
+    if (const std::optional<quant::LinearFormat> stored = source_.format_of(names[i])) format = stored;
+    if (i > 0 && format != out)
+      return Status::invalid(names[i] + ": " + (format ? quant::name(*format) : "floating point") + ", and " +
+                             names[0] + " is " + (out ? quant::name(*out) : "floating point") +
+                             "; both are computed as one product and need one format");
+    out = format;
+  }
+  return out;
+}
+
+Result<ops::Weight> Loader::low_bit_matrix(const std::vector<std::string>& names,
+                                           const ops::PackOptions& options) {
+  std::vector<TensorData> tensors;
+  std::vector<quant::QuantizedMatrix> rounded;
+  std::vector<ops::HostMatrix> floats, parts;
+  for (const std::string& name : names) {
+    if (source_.format_of(name)) {
+      SF_ASSIGN_OR_RETURN(std::optional<quant::QuantizedMatrix> stored, source_.quantized(name));
+      rounded.push_back(std::move(*stored));
+      tensors.push_back({.shape = {rounded.back().rows, rounded.back().cols}});
+      continue;
+    }
+    SF_ASSIGN_OR_RETURN(TensorData tensor, source_.get(name));
+    floats.push_back(host_matrix(tensor, name));
+    tensors.push_back(std::move(tensor));
+  }
+  if (!floats.empty()) {
+    const quant::LinearFormat& format = precision_.rounding.at(std::string(linear_name(names[0])));
+    std::optional<float> amax;
+    if (format.weight.global_scale) {
+      SF_ASSIGN_OR_RETURN(amax, shared_amax(floats));
+    }
+    for (const ops::HostMatrix& host : floats) {
+      SF_ASSIGN_OR_RETURN(quant::QuantizedMatrix matrix,
+                          round_matrix(host, format, amax, backend_.threads()));
+      rounded.push_back(std::move(matrix));
+    }
+  }
+  for (std::size_t i = 0; i < names.size(); ++i)
+    parts.push_back({.rows = static_cast<int>(rounded[i].rows),
+                     .cols = static_cast<int>(rounded[i].cols),
+                     .name = names[i],
+                     .quantized = &rounded[i]});
+  SF_ASSIGN_OR_RETURN(ops::Weight weight, backend_.pack(parts, options));
+  packed_ += weight.bytes;
+  weight.name = backend_.keep_name(joined(names));
+  note(names[0], quant::name(weight.format), backend_.low_bit_kernel(weight.format), weight,
+       static_cast<int>(names.size()));
+  for (std::size_t i = 0; i < names.size(); ++i) count(tensors[i], names[i]);
+  return weight;
+}
+
 Result<ops::Weight> Loader::matrix(const std::vector<std::string>& names, const ops::PackOptions& options) {
+  SF_ASSIGN_OR_RETURN(const std::optional<quant::LinearFormat> format, low_bit_format(names));
+  if (format && !precision_.dequantize) return low_bit_matrix(names, options);
   std::vector<TensorData> tensors;
   std::vector<ops::HostMatrix> parts;
   for (const std::string& name : names) {
@@ -40,6 +133,9 @@ Result<ops::Weight> Loader::matrix(const std::vector<std::string>& names, const 
   }
   SF_ASSIGN_OR_RETURN(ops::Weight weight, backend_.pack(parts, options));
   packed_ += weight.bytes;
+  weight.name = backend_.keep_name(joined(names));
+  note(names[0], options.keep_float32 || precision_.base == "fp32" ? "fp32" : "bf16",
+       format ? "dequantized from " + quant::name(*format) : "", weight, static_cast<int>(names.size()));
   for (std::size_t i = 0; i < names.size(); ++i) count(tensors[i], names[i]);
   return weight;
 }

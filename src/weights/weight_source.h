@@ -10,10 +10,12 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "core/dtype.h"
 #include "core/shape.h"
 #include "ops/backend.h"
+#include "quant/matrix.h"
 #include "servoflow/status.h"
 
 namespace servoflow::weights {
@@ -42,8 +44,24 @@ class WeightSource {
   // Rows of the token table as float32, each `width` wide, into `out` [ids.size(), width]. Ids outside the
   // table fail. Allocates nothing. Thread-safe.
   virtual Status token_rows(std::span<const std::int32_t> ids, std::span<float> out) const = 0;
+  // A quantized layer's weight as it is stored, by the weight's tensor name; nothing for one in floating
+  // point. `get` gives the same dequantized, in float32.
+  virtual Result<std::optional<quant::QuantizedMatrix>> quantized(const std::string& /*name*/) const {
+    return std::optional<quant::QuantizedMatrix>();
+  }
+  // Its format, without reading it.
+  virtual std::optional<quant::LinearFormat> format_of(const std::string& /*name*/) const { return {}; }
+  // The formats of all quantized layers, each once, and their names for reports; empty if there are none.
+  virtual std::vector<quant::LinearFormat> formats() const { return {}; }
+  std::string quantization() const;
   // How the weights are stored, for reports: "BF16", "F32", "mixed".
   virtual std::string stored_dtype() const = 0;
 };
+
+inline std::string WeightSource::quantization() const {
+  std::string out;
+  for (const quant::LinearFormat& format : formats()) out += (out.empty() ? "" : "+") + quant::name(format);
+  return out;
+}
 
 }  // namespace servoflow::weights

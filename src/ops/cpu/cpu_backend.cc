@@ -23,9 +23,11 @@ int valid(const Count& count) {
   return count.device != nullptr ? std::min(*count.device, count.capacity) : count.capacity;
 }
 
-CpuBackend::CpuBackend(const std::string& precision, int threads, PanelProduct bf16_dot)
+CpuBackend::CpuBackend(const std::string& precision, int threads, const DotProducts& dot)
     : round_weights_(precision == "bf16"),
-      bf16_dot_(precision == "bf16" ? bf16_dot : nullptr),
+      bf16_dot_(precision == "bf16" ? dot.bf16 : nullptr),
+      int8_dot_(dot.int8),
+      unpack_(dot.unpack != nullptr ? dot.unpack : unpack_plain),
       pool_(threads) {
   std::string target = vector_target();
   std::transform(target.begin(), target.end(), target.begin(),
@@ -79,6 +81,7 @@ bool CpuBackend::need_scratch(std::size_t bytes) {
 
 Result<Weight> CpuBackend::pack(std::span<const HostMatrix> parts, const PackOptions& options) {
   SF_RETURN_IF_ERROR(check_parts(parts, options));
+  if (parts[0].quantized != nullptr) return pack_low_bit(parts, options);
   bool stored_bf16 = true;
   for (const HostMatrix& part : parts) stored_bf16 = stored_bf16 && part.dtype == DType::kBF16;
   Weight w{.k = parts[0].cols, .paired = options.mode == PackMode::kInterleave};
@@ -205,7 +208,7 @@ void CpuBackend::do_euler_step(const EulerStep& op) {
 namespace servoflow::ops {
 
 Result<std::unique_ptr<Backend>> make_cpu_backend(const std::string& precision, int threads) {
-  return std::unique_ptr<Backend>(new cpu::CpuBackend(precision, threads, cpu::bf16_dot_product()));
+  return std::unique_ptr<Backend>(new cpu::CpuBackend(precision, threads, {}));
 }
 
 }  // namespace servoflow::ops

@@ -10,6 +10,7 @@
 #include "core/thread_pool.h"
 #include "ops/backend.h"
 #include "ops/cpu/kernels.h"
+#include "ops/cpu/low_bit.h"
 
 namespace servoflow::ops::cpu {
 
@@ -35,12 +36,19 @@ struct CacheLayout {
 
 class CpuBackend : public Backend {
  public:
-  CpuBackend(const std::string& precision, int threads, PanelProduct bf16_dot);
+  // The dot products that may be used; null: the CPU has none.
+  struct DotProducts {
+    PanelProduct bf16 = bf16_dot_product();
+    Int8Product int8 = int8_dot_product();
+    Unpack unpack = unpack_avx512();
+  };
+  CpuBackend(const std::string& precision, int threads, const DotProducts& dot);
 
   std::string name() const override { return name_; }
   std::string device() const override { return "cpu"; }
   int threads() const override { return pool_.threads(); }
   DType activation_dtype() const override { return bf16_dot_ != nullptr ? DType::kBF16 : DType::kF32; }
+  std::string low_bit_kernel(const quant::LinearFormat& format) const override;
   std::int64_t pitch(int cols, DType dtype) const override;
   std::uint64_t query_bytes(int rows, int heads, int head_dim) const override;
   std::uint64_t cache_bytes(const KvCache& cache) const override;
@@ -73,12 +81,26 @@ class CpuBackend : public Backend {
       std::size_t bytes);  // grows all threads' scratch; false (and a sticky error) when memory is out
   template <typename Body>
   void for_rows(int rows, int rows_per_task, Body body);
+  // Columns of panels [first_panel, last_panel) of a finished product, c [rows][c_pitch], through the
+  // epilogue.
+  static void store_product(const Matmul& op, int first_panel, int last_panel, int first_row, int rows,
+                            float* c, std::int64_t c_pitch);
+
+  struct Codes8;
+  Result<Weight> pack_low_bit(std::span<const HostMatrix> parts, const PackOptions& options);
+  void low_bit_matmul(const Matmul& op, int rows);
+  bool round_inputs(const Matmul& op, const LowBitWeight& w, int rows, Codes8& out);
+  bool need_input_codes(std::size_t bytes, std::size_t rows);
 
   bool round_weights_;     // bf16 precision: weights without keep_float32 are stored as bf16
   PanelProduct bf16_dot_;  // null: float32 arithmetic throughout
+  Int8Product int8_dot_;
+  Unpack unpack_;
   std::string name_;
   ThreadPool pool_;
   std::vector<ThreadScratch> scratch_;
+  HostBlock input_codes_, input_scales_;  // of the product at work
+  std::vector<std::unique_ptr<LowBitWeight>> low_bit_;
   std::mutex memory_mutex_;
   std::vector<HostBlock> blocks_;
   std::byte* arena_ = nullptr;  // rest of the last block

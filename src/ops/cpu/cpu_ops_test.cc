@@ -5,6 +5,7 @@
 #include "ops/block_conformance.h"
 #include "ops/cpu/cpu_backend.h"
 #include "ops/input_conformance.h"
+#include "ops/low_bit_conformance.h"
 
 namespace servoflow::ops {
 namespace {
@@ -16,12 +17,15 @@ void allow(std::int64_t targets) {
   hwy::GetChosenTarget().Update(hwy::SupportedTargets());
 }
 Variant variant(const char* name, const char* precision, std::int64_t targets, bool dot) {
-  return {name,
-          [=] {
-            allow(targets);
-            return std::make_unique<cpu::CpuBackend>(precision, 3, dot ? cpu::bf16_dot_product() : nullptr);
-          },
-          [] { allow(0); }};
+  return {
+      name,
+      [=] {
+        allow(targets);
+        return std::make_unique<cpu::CpuBackend>(
+            precision, 3,
+            dot ? cpu::CpuBackend::DotProducts() : cpu::CpuBackend::DotProducts{nullptr, nullptr, nullptr});
+      },
+      [] { allow(0); }};
 }
 
 constexpr std::int64_t kUpToSse4 = HWY_SSE4 | HWY_SSSE3, kUpToAvx2 = HWY_AVX2 | kUpToSse4;
@@ -44,6 +48,26 @@ INSTANTIATE_TEST_SUITE_P(Variants, Ops,
                                          variant("fp32_avx2", "fp32", kUpToAvx2, false),
                                          variant("bf16_avx2", "bf16", kUpToAvx2, false),
                                          variant("fp32_sse4", "fp32", kUpToSse4, false)),
+                         [](const auto& info) { return info.param.name; });
+
+// Integer and bf16 dot products, either alone, and neither.
+Variant low_bit(const char* name, const char* precision, std::int64_t targets, bool bf16, bool int8) {
+  return {name,
+          [=] {
+            allow(targets);
+            cpu::CpuBackend::DotProducts dot;
+            if (!bf16) dot.bf16 = nullptr;
+            if (!int8) dot.int8 = nullptr;
+            if (targets != 0) dot.unpack = nullptr;
+            return std::make_unique<cpu::CpuBackend>(precision, 3, dot);
+          },
+          [] { allow(0); }};
+}
+INSTANTIATE_TEST_SUITE_P(Variants, LowBitOps,
+                         testing::Values(low_bit("bf16", "bf16", 0, true, true),
+                                         low_bit("bf16_without_vnni", "bf16", 0, true, false),
+                                         low_bit("fp32", "fp32", 0, false, true),
+                                         low_bit("bf16_avx2", "bf16", kUpToAvx2, false, false)),
                          [](const auto& info) { return info.param.name; });
 
 }  // namespace

@@ -25,11 +25,35 @@ int even_share(int total, int most) {  // equal parts of at most `most`
 
 }  // namespace
 
+void CpuBackend::store_product(const Matmul& op, int first_panel, int last_panel, int first_row, int rows,
+                               float* c, std::int64_t c_pitch) {
+  const Weight& w = *op.w;
+  EpilogueBlock block{
+      .c = c, .c_pitch = c_pitch, .rows = rows, .first_row = first_row, .epilogue = &op.epilogue, .y = op.y};
+  block.first_col = (w.paired ? first_panel / 2 : first_panel) * kPanel;
+  if (op.epilogue.geglu) {
+    block.cols = std::min(kPanel, op.y.cols - block.first_col);
+    apply_epilogue(block);
+  } else if (!w.paired) {
+    block.cols = std::min((last_panel - first_panel) * kPanel, op.y.cols - block.first_col);
+    apply_epilogue(block);
+  } else {  // a paired weight without GeGLU: gates and ups go to their own halves
+    for (int half = 0; half < 2; ++half) {
+      EpilogueBlock part = block;
+      part.c += half * kPanel;
+      part.cols = std::min(kPanel, w.n / 2 - block.first_col);
+      part.first_col += half * (w.n / 2);
+      apply_epilogue(part);
+    }
+  }
+}
+
 void CpuBackend::do_matmul(const Matmul& op) {
   const Weight& w = *op.w;
   const int rows = valid(op.rows);
   if (rows <= 0) return;
   const zones::Zone zone(op.zone, 2.0 * rows * w.n * w.k, static_cast<double>(w.bytes));
+  if (w.layout != nullptr) return low_bit_matmul(op, rows);
   PanelProduct product = nullptr;
   if (op.x.dtype == DType::kBF16 && w.stored == DType::kBF16) product = bf16_dot_;
   if (op.x.dtype == DType::kF32) product = w.stored == DType::kBF16 ? panel_f32_bf16 : panel_f32;
@@ -64,28 +88,7 @@ void CpuBackend::do_matmul(const Matmul& op) {
         product(x + static_cast<std::size_t>(k) * x_size, op.x.pitch, count, b, std::min(depth, w.k - k),
                 c + (panel - first_panel) * kPanel, c_pitch, k > 0);
       }
-    EpilogueBlock block{.c = c,
-                        .c_pitch = c_pitch,
-                        .rows = count,
-                        .first_row = first_row,
-                        .epilogue = &op.epilogue,
-                        .y = op.y};
-    block.first_col = (w.paired ? first_panel / 2 : first_panel) * kPanel;
-    if (op.epilogue.geglu) {
-      block.cols = std::min(kPanel, op.y.cols - block.first_col);
-      apply_epilogue(block);
-    } else if (!w.paired) {
-      block.cols = std::min((last_panel - first_panel) * kPanel, op.y.cols - block.first_col);
-      apply_epilogue(block);
-    } else {  // a paired weight without GeGLU: gates and ups go to their own halves
-      for (int half = 0; half < 2; ++half) {
-        EpilogueBlock part = block;
-        part.c += half * kPanel;
-        part.cols = std::min(kPanel, w.n / 2 - block.first_col);
-        part.first_col += half * (w.n / 2);
-        apply_epilogue(part);
-      }
-    }
+    store_product(op, first_panel, last_panel, first_row, count, c, c_pitch);
   });
 }
 

@@ -1,4 +1,5 @@
-// GFLOP/s of the CPU backend's products at the model's own shapes: --benchmark_filter=bf16/712
+// GFLOP/s of the CPU backend's products at the model's own shapes: --benchmark_filter=bf16/712,
+// =int8-w8a8/712
 #include <benchmark/benchmark.h>
 
 #include <random>
@@ -10,7 +11,8 @@
 namespace servoflow::ops {
 namespace {
 
-void run(benchmark::State& state, const std::string& precision, bool geglu) {
+// `format`: empty, or what the weight is rounded to.
+void run(benchmark::State& state, const std::string& precision, bool geglu, const std::string& format = "") {
   const int m = static_cast<int>(state.range(0)), n = static_cast<int>(state.range(1)),
             k = static_cast<int>(state.range(2));
   auto backend = make_cpu_backend(precision, static_cast<int>(state.range(3)));
@@ -27,6 +29,14 @@ void run(benchmark::State& state, const std::string& precision, bool geglu) {
          std::as_bytes(std::span(values))
              .subspan(first * static_cast<std::size_t>(k) * 2, half * static_cast<std::size_t>(k) * 2),
          "w"});
+  std::vector<quant::QuantizedMatrix> rounded(parts.size());
+  for (std::size_t i = 0; i < parts.size() && !format.empty(); ++i) {
+    std::vector<float> floats(half * static_cast<std::size_t>(k));
+    for (std::size_t j = 0; j < floats.size(); ++j) floats[j] = to_float(values[i * floats.size() + j]);
+    rounded[i] = *quant::quantize(floats, parts[i].rows, k, *quant::parse_format(format));
+    if (rounded[i].format.input.needs_calibration()) rounded[i].input_scale = 0.01f;
+    parts[i].quantized = &rounded[i];
+  }
   auto weight = b.pack(parts, {.mode = geglu ? PackMode::kInterleave : PackMode::kConcat});
   const DType dtype = b.activation_dtype();
   Matrix x{.dtype = dtype, .rows = m, .cols = k, .pitch = b.pitch(k, dtype)};
@@ -59,6 +69,13 @@ void shapes(benchmark::internal::Benchmark* b) {
 }
 
 BENCHMARK_CAPTURE(run, bf16, "bf16", false)->Apply(shapes);
+BENCHMARK_CAPTURE(run, int8 - w8a8, "bf16", false, "int8-w8a8")->Apply(shapes);
+BENCHMARK_CAPTURE(run, int8 - w8a16, "bf16", false, "int8-w8a16")->Apply(shapes);
+BENCHMARK_CAPTURE(run, fp8 - w8a8, "bf16", false, "fp8-w8a8")->Apply(shapes);
+BENCHMARK_CAPTURE(run, int4 - g128 - w4a16, "bf16", false, "int4-g128-w4a16")->Apply(shapes);
+BENCHMARK_CAPTURE(run, nvfp4 - w4a16, "bf16", false, "nvfp4-w4a16")->Apply(shapes);
+BENCHMARK_CAPTURE(run, nvfp4 - w4a8, "bf16", false, "nvfp4-w4a8")->Apply(shapes);
+BENCHMARK_CAPTURE(run, nvfp4 - w4a4, "bf16", false, "nvfp4-w4a4")->Apply(shapes);
 BENCHMARK_CAPTURE(run, bf16_geglu, "bf16", true)
     ->Args({712, 32768, 2048, 2})
     ->Args({50, 8192, 1024, 2})

@@ -163,6 +163,7 @@ Result<void*> CudaBackend::allocate_staging(std::uint64_t bytes) {
 
 Result<Weight> CudaBackend::pack(std::span<const HostMatrix> parts, const PackOptions& options) {
   SF_RETURN_IF_ERROR(check_parts(parts, options));
+  if (parts[0].quantized != nullptr) return refuse_format(parts[0].quantized->format, parts[0].name);
   select();
   WeightLayout w{.k = parts[0].cols};
   bool stored_bf16 = true;

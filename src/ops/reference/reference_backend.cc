@@ -6,6 +6,8 @@
 #include <chrono>
 #include <cmath>
 #include <cstring>
+#include <deque>
+#include <optional>
 #include <set>
 #include <vector>
 
@@ -62,7 +64,32 @@ class ReferenceBackend : public Backend {
       for (int r = 0; r < part.rows; ++r, out += w.k) SF_RETURN_IF_ERROR(read_row(part, r, out));
     }
     w.data = data;
+    if (const quant::QuantizedMatrix* first = parts[0].quantized; first != nullptr) {
+      if (low_bit_kernel(first->format).empty()) return refuse_format(first->format, parts[0].name);
+      for (const HostMatrix& part : parts)
+        if (!(part.quantized->format == first->format) || part.quantized->input_scale != first->input_scale ||
+            part.quantized->input_zero_point != first->input_zero_point ||
+            part.quantized->input_multiplier != first->input_multiplier)
+          return Status::invalid(part.name + ": its format or inputs are not those of " + parts[0].name +
+                                 ", with which it is computed as one product; quantize both alike");
+      if (first->format.input.needs_calibration() && !first->input_scale)
+        return Status::invalid(parts[0].name + ": format " + quant::name(first->format) +
+                               " needs a calibrated input scale, and the checkpoint has none");
+      w.format = first->format;
+      inputs_.push_back({first->format.input.needs_calibration() ? first->input_scale : std::nullopt,
+                         first->format.input.zero_point ? first->input_zero_point : 0,
+                         first->input_multiplier});
+      w.layout = &inputs_.back();
+    }
     return w;
+  }
+  // Everything, in float32: the emulation that other backends are held against.
+  std::string low_bit_kernel(const quant::LinearFormat& format) const override {
+    const quant::InputFormat& in = format.input;
+    if (!quant::validate(format).ok() ||
+        (in.quantized() && in.dynamic && in.granularity == quant::Granularity::kTensor))
+      return {};
+    return "float32 emulation";
   }
   void upload(void* device, const void* host, std::size_t bytes) override {
     std::memcpy(device, host, bytes);
@@ -126,8 +153,16 @@ class ReferenceBackend : public Backend {
     const Weight& w = *op.w;
     const Epilogue& e = op.epilogue;
     std::vector<double> product(static_cast<std::size_t>(w.n));
+    std::vector<float> rounded(static_cast<std::size_t>(w.k));
     for (int i = 0; i < valid(op.rows); ++i) {
       const float* x = row(op.x, i);
+      if (w.layout != nullptr) {
+        const QuantizedInputs& in = *static_cast<const QuantizedInputs*>(w.layout);
+        for (std::size_t k = 0; k < rounded.size(); ++k)
+          rounded[k] = in.multiplier.empty() ? x[k] : x[k] * in.multiplier[k];
+        quant::fake_quantize_rows(w.format.input, rounded.data(), 1, w.k, w.k, in.scale, in.zero);
+        x = rounded.data();
+      }
       for (int n = 0; n < w.n; ++n) {
         const float* weights = static_cast<const float*>(w.data) + static_cast<std::int64_t>(n) * w.k;
         double sum = 0;
@@ -262,8 +297,16 @@ class ReferenceBackend : public Backend {
       }
   }
 
+  // What Weight::layout points to: how the inputs of a product are rounded, beside format.input.
+  struct QuantizedInputs {
+    std::optional<float> scale;
+    int zero = 0;
+    std::vector<float> multiplier;
+  };
+
   using Clock = std::chrono::steady_clock;
   std::vector<HostBlock> blocks_;
+  std::deque<QuantizedInputs> inputs_;
   std::set<std::uint64_t> keys_;
   std::array<Clock::time_point, kMarks> marks_ = {};
 };
