@@ -1,5 +1,6 @@
 #include <memory>
 
+#include "bench_matrix_options.h"
 #include "commands.h"
 #include "core/status_macros.h"
 #include "toolkit/bench.h"
@@ -11,13 +12,16 @@ struct Options {
   CommonOptions common;
   toolkit::BenchOptions bench;
   bool no_peaks = false;
+  MatrixCommand matrix;
 };
 
 Status bench(Options& o) {
+  if (o.matrix.used()) return run_matrix_command(o.matrix, o.common);
   if (o.bench.checkpoint.empty() == o.bench.synthetic.empty())
     return Status::invalid("bench: give either a CHECKPOINT or --synthetic pi05|tiny");
   Progress loading("loading weights"), preparing("recording"), running("measuring");
   o.bench.peaks = !o.no_peaks;
+  SF_ASSIGN_OR_RETURN(const Json chosen, apply_machine_profile(o.common, o.bench.checkpoint));
   o.bench.policy = policy_options(o.common);
   o.bench.policy.progress = [&](std::uint64_t done, std::uint64_t total) { loading.update(done, total); };
   o.bench.policy.preparing = [&](std::uint64_t done, std::uint64_t total) {
@@ -32,7 +36,9 @@ Status bench(Options& o) {
   SF_ASSIGN_OR_RETURN(const toolkit::BenchReport report, toolkit::run_bench(o.bench));
   running.finish();
   const Output out(o.common);
-  SF_RETURN_IF_ERROR(out.json(toolkit::bench_to_json(report)));
+  Json json = toolkit::bench_to_json(report);
+  json["chosen"] = chosen;
+  SF_RETURN_IF_ERROR(out.json(json));
   out.text(toolkit::bench_text(report));
   return toolkit::bench_outcome(report);
 }
@@ -77,11 +83,12 @@ void add_bench(CLI::App& app, Action& action) {
       ->type_name("FILE.json")
       ->excludes(no_peaks);
   add_device_options(*sub, o->common, "auto");
+  add_profile_option(*sub, o->common);
   add_checkpoint_options(*sub, o->common);
   add_output_options(*sub, o->common);
+  add_matrix_options(*sub, o->matrix);
   add_examples(*sub, "servoflow bench --synthetic tiny --views 2 --tokens 48 --repeat 50",
-               "servoflow bench tests/golden/openpi-tiny --robot libero --prompt 'open the drawer' "
-               "--components --json build/bench.json");
+               "servoflow bench --matrix bench/matrices/tiny.toml --out build/matrix");
   sub->callback([o, horizon, &action] {
     set_up_logging(o->common);
     o->bench.horizon_given = horizon->count() > 0;

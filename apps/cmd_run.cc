@@ -102,9 +102,10 @@ std::string times_text(const StageTimes& t) {
       t.steps.empty() ? 0 : t.denoise / static_cast<double>(t.steps.size()), t.postprocess, t.total);
 }
 
-Status run(const Options& o) {
+Status run(Options& o) {
   SF_ASSIGN_OR_RETURN(const Inputs in, read_inputs(o));
   Progress loading("loading weights"), preparing("recording");
+  SF_ASSIGN_OR_RETURN(const Json chosen, apply_machine_profile(o.common, o.checkpoint));
   PolicyOptions options = policy_options(o.common);
   options.robot = o.robot;
   options.check_robot = true;  // a wrong robot is told at once, not after the weights
@@ -140,10 +141,13 @@ Status run(const Options& o) {
   json["layout"] = info.layout;
   json["threads"] = info.threads;
   json["ready_s"] = info.ready_seconds;
+  json["precisions"] = toolkit::precisions_to_json(info.components);
   json["seed"] = o.seed;
+  json["chosen"] = chosen;
   std::string text =
       fmt::format("{} ({}) on {}, {}, {} threads; ready in {:.2f} s\n", info.checkpoint, info.layout,
                   chunk.backend, chunk.precision, info.threads, info.ready_seconds);
+  text += toolkit::precisions_text(info.components);
   text +=
       fmt::format("contract {}; {} prefix tokens\n\nactions [{}, {}] in robot units\n",
                   chunk.contract_hash.substr(0, 16), chunk.prefix_tokens, chunk.horizon, chunk.action_dim);
@@ -198,6 +202,7 @@ void add_run(CLI::App& app, Action& action) {
   sub->add_option("--trace", o->trace, "Write a trace for chrome://tracing and print the time per component")
       ->type_name("FILE.json");
   add_device_options(*sub, o->common, "auto");
+  add_profile_option(*sub, o->common);
   add_checkpoint_options(*sub, o->common);
   add_output_options(*sub, o->common);
   add_examples(

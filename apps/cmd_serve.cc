@@ -20,6 +20,7 @@ struct Options {
 };
 
 Status serve_robots(Options& o) {
+  SF_RETURN_IF_ERROR(apply_machine_profile(o.common, o.serve.checkpoint).status());
   o.serve.policy = policy_options(o.common);
   o.serve.log_level = o.common.log_level;
   o.serve.max_message_bytes = static_cast<std::size_t>(o.max_message_mb * (1 << 20));
@@ -82,6 +83,7 @@ void add_serve(CLI::App& app, Action& action) {
       ->type_name("N")
       ->capture_default_str();
   add_device_options(*sub, o->common, "auto");
+  add_profile_option(*sub, o->common);
   add_checkpoint_options(*sub, o->common);
   add_log_option(*sub, o->common);
   add_examples(*sub, "servoflow serve tests/golden/openpi-tiny --robot libero",

@@ -11,6 +11,8 @@
 #include <memory>
 
 #include "core/file.h"
+#include "core/status_macros.h"
+#include "toolkit/auto_choice.h"
 #include "toolkit/writers.h"
 
 namespace servoflow::cli {
@@ -34,13 +36,37 @@ void add_device_options(CLI::App& app, CommonOptions& options, const std::string
   app.add_option("--device", options.device, "Where to run")
       ->type_name("auto|cpu|cuda[:N[,N...]]|cuda:all")
       ->capture_default_str();
-  app.add_option("--precision", options.precision, "Number format; auto is bf16 where the device has it")
-      ->type_name("auto|fp32|bf16")
+  app.add_option(
+         "--precision", options.precision,
+         "Number format; auto is a quantized checkpoint's own, else bf16 where the device has it; a recipe "
+         "(int8-w8a8, nvfp4-w4a16, ...) or a plan (.toml, .json) rounds the weights while they are loaded")
+      ->type_name("auto|fp32|bf16|RECIPE|FILE")
       ->capture_default_str();
   app.add_option("--threads", options.threads, "CPU threads; 0 is one per core this process may use")
       ->check(CLI::Range(0, 1024))
       ->type_name("N")
       ->capture_default_str();
+}
+
+void add_profile_option(CLI::App& app, CommonOptions& options) {
+  app.add_option(
+         "--profile", options.profile,
+         "What `servoflow probe` found out, for auto; none: auto without it; default: the one it wrote last")
+      ->type_name("FILE|none");
+}
+
+Result<Json> apply_machine_profile(CommonOptions& options, const std::string& checkpoint) {
+  SF_ASSIGN_OR_RETURN(const toolkit::AutoChoice choice, toolkit::choose_auto({.device = options.device,
+                                                                              .precision = options.precision,
+                                                                              .threads = options.threads,
+                                                                              .profile = options.profile,
+                                                                              .checkpoint = checkpoint}));
+  if (!choice.warning.empty()) log_warning(choice.warning);
+  if (!choice.note.empty()) log_info(choice.note);
+  options.device = choice.device;
+  options.precision = choice.precision;
+  options.threads = choice.threads;
+  return choice.chosen;
 }
 
 void add_checkpoint_options(CLI::App& app, CommonOptions& options) {

@@ -18,7 +18,7 @@ using Action = std::function<Status()>;
 
 // Options that mean the same in every subcommand that has them.
 struct CommonOptions {
-  std::string device = "auto", precision, tokenizer, assets, json, log_level = "info";
+  std::string device = "auto", precision, tokenizer, assets, json, log_level = "info", profile;
   int threads = 0;
 };
 
@@ -28,6 +28,11 @@ void add_output_options(CLI::App& app, CommonOptions& options);
 void add_log_option(CLI::App& app, CommonOptions& options);
 // --device, --precision, --threads: subcommands that run a network.
 void add_device_options(CLI::App& app, CommonOptions& options, const std::string& default_precision);
+// --profile: subcommands where auto may be what the machine's profile recommends.
+void add_profile_option(CLI::App& app, CommonOptions& options);
+// Fills in what is auto from the machine's profile, says so on stderr, and gives what was chosen, for the
+// reply; null where no profile had a say. To be called before policy_options.
+Result<Json> apply_machine_profile(CommonOptions& options, const std::string& checkpoint);
 // --tokenizer and --assets: subcommands that read a checkpoint.
 void add_checkpoint_options(CLI::App& app, CommonOptions& options);
 // --seed: any unsigned 64-bit number.

@@ -26,10 +26,17 @@ int run(int argc, char** argv) {
                "servoflow verify tests/golden/openpi-tiny");
   Action action;
 
+  add_plan(app, action);
   add_inspect(app, action);
   add_run(app, action);
   add_verify(app, action);
+  add_calibrate(app, action);
+  add_ranges(app, action);
+  add_quantize(app, action);
+  add_compare(app, action);
+  add_e2m1(app, action);
   add_bench(app, action);
+  add_probe(app, action);
   add_serve(app, action);
   add_synth(app, action);
   try {

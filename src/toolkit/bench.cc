@@ -206,6 +206,8 @@ class Bench {
     report.device = info.device;
     report.backend = info.backend;
     report.precision = info.precision;
+    report.precisions = info.components;
+    report.weight_bytes = info.weight_bytes;
     report.hardware = info.hardware;
     report.threads = info.threads;
     report.repeat = o_.repeat;
@@ -222,12 +224,20 @@ class Bench {
     report.end_to_end = describe(std::move(samples_.end_to_end));
     if (!samples_.device.empty()) report.device_ms = describe(std::move(samples_.device));
     const double size = info.precision == "fp32" ? 4 : 2;
+    // Matrices of 8 and 4 bits move as many bytes as they take.
+    double weight_size = size, packed = 0, parameters = 0;
+    for (const ComponentPrecision& c : info.components) {
+      packed += static_cast<double>(c.weight_bytes);
+      parameters += static_cast<double>(c.parameters);
+    }
+    if (info.precision != "fp32" && info.precision != "bf16" && parameters > 0)
+      weight_size = packed / parameters;
     std::vector<WorkShape> shapes = robots_.shapes();
     for (WorkShape& shape : shapes) {
       shape.horizon = info.horizon;
       if (!o_.ragged) shape.tokens = report.work.tokens;
     }
-    const Work work = count_batch(architecture_, shapes, size, size);
+    const Work work = count_batch(architecture_, shapes, weight_size, size);
     report.stages = {{"preprocess", describe(std::move(samples_.preprocess)), {}},
                      {"vision", describe(std::move(samples_.vision)), work.vision},
                      {"prefix", describe(std::move(samples_.prefix)), work.prefix},

@@ -65,6 +65,8 @@ struct BatchBench {
 
 struct BenchReport {
   std::string model, layout, device, backend, precision, hardware;
+  std::vector<ComponentPrecision> precisions;  // part by part
+  std::uint64_t weight_bytes = 0;
   int threads = 0, repeat = 0, warmup = 0;
   WorkShape work;
   double ready_s = 0;

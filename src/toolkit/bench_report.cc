@@ -3,6 +3,7 @@
 
 #include "toolkit/bench.h"
 #include "toolkit/memory_plan.h"
+#include "toolkit/writers.h"
 
 namespace servoflow::toolkit {
 namespace {
@@ -15,8 +16,11 @@ struct Ceilings {
 Ceilings ceilings(const BenchReport& r) {
   if (r.device_peaks) return {r.device_peaks->product_tflops * 1e3, r.device_peaks->copy_gbs};
   if (!r.peaks) return {};
-  return {r.precision == "bf16" && r.peaks->bf16.all > 0 ? r.peaks->bf16.all : r.peaks->fp32.all,
-          r.peaks->read.all};
+  // Products of 4-bit weights, and of 8-bit ones with other inputs, are bf16 products of unpacked panels.
+  const Peaks& p = *r.peaks;
+  double arithmetic = r.precision != "fp32" && p.bf16.all > 0 ? p.bf16.all : p.fp32.all;
+  if (r.precision.starts_with("int8-w8a8") && p.int8.all > 0) arithmetic = p.int8.all;
+  return {arithmetic, p.read.all};
 }
 
 struct Rate {
@@ -121,6 +125,7 @@ std::string bench_text(const BenchReport& r) {
       r.model, r.backend, r.precision, r.hardware.empty() ? fmt::format("{} threads", r.threads) : r.hardware,
       w.views, w.tokens, w.horizon, w.steps, w.batch, r.ragged ? " (ragged: at most that)" : "", r.repeat,
       r.warmup);
+  out += precisions_text(r.precisions);
   if (r.recorded > 0) out += fmt::format("{} of the runs had to be recorded first\n", r.recorded);
   out += fmt::format("ready in {:.2f} s{}; peak memory {}, {} weights and workspace {}\n\n", r.ready_s,
                      r.prepared > 0 ? fmt::format(" with {} recordings", r.prepared) : "",
@@ -192,6 +197,8 @@ Json bench_to_json(const BenchReport& r) {
               {"device", r.device},
               {"backend", r.backend},
               {"precision", r.precision},
+              {"precisions", precisions_to_json(r.precisions)},
+              {"weight_bytes", r.weight_bytes},
               {"hardware", r.hardware.empty() ? Json(nullptr) : Json(r.hardware)},
               {"threads", r.threads},
               {"repeat", r.repeat},

@@ -24,17 +24,17 @@ bool stays_float32(const std::string& name) {
          name.find("position_embedding") != std::string::npos;
 }
 
-std::uint64_t weight_bytes(const weights::Architecture& a, std::uint64_t size) {
-  std::uint64_t bytes = 0;
+}  // namespace
+
+std::uint64_t packed_weight_bytes(const weights::Architecture& a, double matrix_size) {
+  double bytes = 0;
   for (const weights::TensorSpec& t : weights::manifest(a)) {
     if (t.name == weights::kTokenTable || is_dead(t.name, a)) continue;
     const bool wide = t.shape.rank() < 2 || stays_float32(t.name);
-    bytes += static_cast<std::uint64_t>(t.shape.elements()) * (wide ? 4 : size);
+    bytes += static_cast<double>(t.shape.elements()) * (wide ? 4 : matrix_size);
   }
-  return bytes;
+  return static_cast<std::uint64_t>(bytes);
 }
-
-}  // namespace
 
 std::vector<MemoryPlan> plan_memory(const weights::Architecture& a, int pictures, double stored_size) {
   std::vector<MemoryPlan> out;
@@ -48,7 +48,7 @@ std::vector<MemoryPlan> plan_memory(const weights::Architecture& a, int pictures
         ops::make_backend({.device = "cpu", .precision = precision, .threads = 1});
     const bool narrow =
         backend.ok() ? backend->backend->activation_dtype() == DType::kBF16 : plan.precision == "bf16";
-    plan.weights = weight_bytes(a, narrow ? 2 : 4);
+    plan.weights = packed_weight_bytes(a, narrow ? 2 : 4);
     if (!backend.ok()) {
       plan.unavailable = backend.status().message();
     } else if (const Result<policy::Workspace> w =

@@ -24,6 +24,10 @@ struct MemoryPlan {
 std::vector<MemoryPlan> plan_memory(const weights::Architecture& architecture, int pictures,
                                     double stored_size);
 
+// What is packed of the weights: matrices at `matrix_size` bytes per element, the rest in float32; without
+// the token table and without what only the prefix's unused output needs.
+std::uint64_t packed_weight_bytes(const weights::Architecture& architecture, double matrix_size);
+
 Json memory_to_json(const std::vector<MemoryPlan>& plans);
 
 // "3.7 GB", "41 MB", "512 B": three digits, decimal units.

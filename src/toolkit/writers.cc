@@ -25,6 +25,26 @@ std::string ending(const std::string& path) { return std::filesystem::path(path)
 
 }  // namespace
 
+Json precisions_to_json(const std::vector<ComponentPrecision>& components) {
+  Json out = Json::array();
+  for (const ComponentPrecision& c : components)
+    out.push_back({{"component", c.component},
+                   {"precision", c.precision},
+                   {"kernel", c.kernel.empty() ? Json(nullptr) : Json(c.kernel)},
+                   {"layers", c.layers},
+                   {"parameters", c.parameters},
+                   {"weight_bytes", c.weight_bytes}});
+  return out;
+}
+
+std::string precisions_text(const std::vector<ComponentPrecision>& components) {
+  std::string out;
+  for (const ComponentPrecision& c : components)
+    if (!c.kernel.empty())
+      out += fmt::format("{}: {} layers in {}: {}\n", c.component, c.layers, c.precision, c.kernel);
+  return out;
+}
+
 Json chunk_to_json(const ActionChunk& c) {
   return {{"horizon", c.horizon},
           {"action_dim", c.action_dim},

@@ -2,12 +2,19 @@
 #pragma once
 
 #include <string>
+#include <vector>
 
 #include "core/json.h"
 #include "servoflow/action_chunk.h"
+#include "servoflow/policy.h"
 #include "servoflow/status.h"
 
 namespace servoflow::toolkit {
+
+// PolicyInfo::components: [{"component", "precision", "kernel", "layers", "parameters", "weight_bytes"}, …].
+Json precisions_to_json(const std::vector<ComponentPrecision>& components);
+// A line each for what is not plain bf16 or fp32; empty if nothing is.
+std::string precisions_text(const std::vector<ComponentPrecision>& components);
 
 // Everything in the chunk, actions and normalised actions as arrays of rows.
 Json chunk_to_json(const ActionChunk& chunk);

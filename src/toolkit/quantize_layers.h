@@ -1,0 +1,61 @@
+// The weights of a quantized checkpoint, layer by layer: smoothing first, for all sites, then each layer's
+// scales and codes.
+#pragma once
+
+#include <map>
+#include <optional>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "toolkit/quantize.h"
+#include "weights/checkpoint.h"
+
+namespace servoflow::toolkit {
+
+class LayerQuantizer {
+ public:
+  // Chooses and folds the multipliers of all sites. `statistics` may be null.
+  static Result<std::unique_ptr<LayerQuantizer>> prepare(const weights::Checkpoint& checkpoint,
+                                                         const QuantizeOptions& options,
+                                                         const CalibrationStatistics* statistics,
+                                                         std::map<std::string, quant::LinearFormat> formats);
+
+  struct Layer {
+    quant::QuantizedMatrix matrix;
+    std::optional<std::vector<float>> bias;  // corrected
+    LayerReport report;
+  };
+  // One of the layers that have a format. `has_bias`: its bias is read and may be corrected.
+  Result<Layer> quantize(const quant::Linear& linear, bool has_bias) const;
+
+  const EditedSource& source() const { return *source_; }
+
+ private:
+  struct SiteState {
+    const Site* site = nullptr;
+    const SiteStatistics* statistics = nullptr;
+    std::vector<float> m;  // folded multiplier of the inputs; empty: none
+    std::string method;
+  };
+  LayerQuantizer(const QuantizeOptions& options) : options_(options) {}
+  // `other` is the prefix's output projection where `state` is the expert's of the same layer, else null.
+  Status smooth(SiteState& state, SiteState* other);
+  Result<std::vector<float>> shared_rows(const std::string& linear, int rows, std::int64_t cols) const;
+  // Of the inputs as they are after folding.
+  std::vector<float> mean_square(const SiteState& state) const;
+  std::optional<quant::SecondMoment> moment(const SiteState& state) const;
+  Result<std::optional<float>> shared_amax(const std::string& linear) const;
+  Status set_input_scale(const SiteState& state, const quant::LinearFormat& format,
+                         quant::QuantizedMatrix& matrix, LayerReport& report) const;
+
+  QuantizeOptions options_;
+  std::map<std::string, quant::LinearFormat> formats_;
+  std::vector<Site> sites_;
+  std::map<std::string, SiteState> states_;  // by linear layer
+  std::map<std::string, std::vector<std::string>>
+      fused_;  // layers that share a global scale, by each of them
+  std::shared_ptr<EditedSource> source_;
+};
+
+}  // namespace servoflow::toolkit
