@@ -1,28 +1,37 @@
 #!/usr/bin/env bash
-# One policy end to end on real camera frames, then the proof that its numbers are right. A tiny random network stands in
-# for a trained one: its actions mean nothing, but every stage is the real one.
+# The trained policy in a simulator, in closed loop through the engine: three tasks, chosen by their sentence. Then the
+# proof that the engine's numbers are those of the reference implementation. Nothing needs a GPU or a display.
 #
-# usage: examples/demo.sh [BINARY [OUTPUT_FOLDER]]
+# usage: examples/demo.sh BINARY OUTPUT_FOLDER [VENV [CHECKPOINT]]
+# VENV: where servoflow, servoflow-eval and the simulator are installed (`make demo` makes it); without it, the proof alone.
 set -eu
 cd "$(dirname "$0")/.."
 servoflow=${1:-build/release/servoflow}
 out=${2:-build/demo}
+venv=${3:-}
+policy=${4:-models/metaworld-nano}
 checkpoint=tests/golden/openpi-tiny
 mkdir -p "$out"
 test -x "$servoflow" || { echo "demo: $servoflow is missing; run \`make demo\`, which builds it" >&2; exit 2; }
 
 say() { printf '\n== %s\n' "$*"; }
-show() { printf '$ servoflow %s\n\n' "$*"; }
+show() { printf '$ %s\n\n' "$*"; }
 
-say "1. Two camera frames, a state and a prompt become robot actions"
-show "run $checkpoint --robot libero --image base_0_rgb=examples/frames/base.png … --prompt 'open the drawer' --plot $out/actions.svg"
-"$servoflow" run "$checkpoint" --robot libero --seed 7 --precision fp32 --log-level warn \
-  --image base_0_rgb=examples/frames/base.png --image left_wrist_0_rgb=examples/frames/wrist.png \
-  --state 0.1,-1.1406,0.2,-0.3,0.4,-0.5,-0.3,-0.2 --prompt 'open the drawer' \
-  --out "$out/actions.npy" --plot "$out/actions.svg"
+if test -n "$venv"; then
+  test -x "$venv/bin/servoflow-eval" || { echo "demo: $venv/bin/servoflow-eval is missing; run \`make demo\`, which installs it" >&2; exit 2; }
+  test -e "$policy/config.json" || { echo "demo: there is no policy in $policy" >&2; exit 2; }
+  say "A policy of 8 million parameters sees three cameras of 128 pixels and a sentence, and moves a robot arm"
+  show "servoflow-eval film bench/closed_loop.toml --arm bf16 --task … --episodes 5 --out $out --together $out/closed-loop.gif"
+  "$venv/bin/servoflow-eval" film bench/closed_loop.toml --checkpoint "$policy" --arm bf16 --episodes 5 \
+    --task push-v3 --task faucet-open-v3 --task faucet-close-v3 --out "$out" --together "$out/closed-loop.gif"
+  echo
+  echo "The two faucets look the same to the policy: the sentence alone says which way to turn."
+fi
 
-say "2. Every stage is recomputed and compared with recordings of the reference implementation"
-show "verify $checkpoint"
+say "Every stage is recomputed and compared with recordings of the reference implementation"
+show "servoflow verify $checkpoint"
 "$servoflow" verify "$checkpoint" --log-level warn
 
-say "Written: $out/actions.svg (the plot) and $out/actions.npy"
+if test -n "$venv"; then
+  say "Open $out/closed-loop.gif: what the policy did, and under each view what it saw"
+fi

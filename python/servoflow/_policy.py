@@ -148,8 +148,9 @@ class Policy(_Owner):
         """Reads, checks and packs an openpi or lerobot checkpoint directory; other Python threads run meanwhile.
 
         `robot`: built-in name ("libero", "droid", "aloha") or contract file, for sessions that name none; lerobot
-        directories bring their own. `device`: "auto", "cpu", "cuda", "cuda:1", "cuda:all". `precision`: "auto" (bf16
-        where the device has it), "fp32", "bf16". `threads`: 0 is one per core this process may use. `tokenizer`:
+        directories bring their own. `device`: "auto", "cpu", "cuda", "cuda:1", "cuda:all". `precision`: "auto" (a
+        quantized checkpoint's own, else bf16 where the device has it), "fp32", "bf16" (both dequantize), a recipe
+        ("int8-w8a8", "nvfp4-w4a16", ...) or a plan's file, which round the weights while they are loaded. `threads`: 0 is one per core this process may use. `tokenizer`:
         SentencePiece file; openpi directories come without. `assets`: statistics folder. `max_batch`: most sessions of
         one device in one `infer_batch`. `seed` is that of the session behind `Policy.infer`. `metadata` is added to
         what the `metadata` property tells. `progress(done, total)` hears of the weights; what it raises, open raises.

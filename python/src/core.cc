@@ -159,6 +159,18 @@ nb::dict info(const Policy& policy) {
   out["device"] = i.device;
   out["backend"] = i.backend;
   out["precision"] = i.precision;
+  nb::list components;
+  for (const ComponentPrecision& c : i.components) {
+    nb::dict part;
+    part["component"] = c.component;
+    part["precision"] = c.precision;
+    part["kernel"] = c.kernel;
+    part["layers"] = c.layers;
+    part["parameters"] = c.parameters;
+    part["weight_bytes"] = c.weight_bytes;
+    components.append(part);
+  }
+  out["components"] = components;
   out["hardware"] = i.hardware;
   out["threads"] = i.threads;
   out["horizon"] = i.horizon;

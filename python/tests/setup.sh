@@ -1,12 +1,12 @@
 #!/bin/bash
 # setup.sh PYTHON FOLDER CC CXX: makes FOLDER/venv with the pinned packages, builds the wheel of this tree into
 # FOLDER/wheel as `pip install .` does, and installs it there. FOLDER lies beside the surrounding build's folder and
-# the compilers are that build's, so that ccache gives its objects.
+# the compilers are that build's, so that ccache gives its objects. SF_REQUIREMENTS: other packages than requirements.txt.
 set -euo pipefail
 python=$1 folder=$2
 export CC=$3 CXX=$4 PIP_DISABLE_PIP_VERSION_CHECK=1 CMAKE_BUILD_PARALLEL_LEVEL=${CMAKE_BUILD_PARALLEL_LEVEL:-2}
 source=$(cd "$(dirname "$0")/../.." && pwd)
-requirements=$source/python/tests/requirements.txt
+requirements=${SF_REQUIREMENTS:-$source/python/tests/requirements.txt}
 
 mkdir -p "$folder"
 folder=$(cd "$folder" && pwd)
