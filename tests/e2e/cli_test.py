@@ -48,7 +48,7 @@ class Cli(unittest.TestCase):
 
     def run_cli(self, *args, code=0, stdout=subprocess.PIPE, env=None):
         done = subprocess.run([BINARY, *(a if isinstance(a, bytes) else str(a) for a in args)], stdout=stdout,
-                              stderr=subprocess.PIPE, timeout=300, env={**os.environ, **(env or {})})
+                              stderr=subprocess.PIPE, timeout=300, env={**os.environ, "XDG_CACHE_HOME": str(self.tmp / "cache"), **(env or {})})
         self.out = (done.stdout or b"").decode(errors="replace")
         self.err = done.stderr.decode(errors="replace")
         self.assertEqual(done.returncode, code, f"{args}\n--- stdout\n{self.out}\n--- stderr\n{self.err}")
@@ -70,11 +70,12 @@ class Cli(unittest.TestCase):
 
 
 class Help(Cli):
-    COMMANDS = ("inspect", "run", "verify", "bench", "synth")
+    COMMANDS = ("inspect", "run", "verify", "bench", "plan", "probe", "calibrate", "ranges", "quantize", "compare", "e2m1", "synth")
 
     def test_every_help_ends_with_two_examples_that_work(self):
         os.makedirs(self.tmp / "build")
-        (self.tmp / "tests").symlink_to(pathlib.Path("tests").resolve())
+        for folder in ("tests", "bench"):
+            (self.tmp / folder).symlink_to(pathlib.Path(folder).resolve())
         for command in ((), *((c,) for c in self.COMMANDS)):
             lines = self.run_cli(*command, "--help").rstrip().splitlines()
             self.assertEqual(lines[-3], "Examples:", command)
@@ -361,6 +362,124 @@ class Synth(Cli):
         self.refused("synth", "--model", "tiny", "--robot", "toaster", self.tmp / "x", saying="libero")
         self.refused("synth", "--model", "tiny", "--tokenizer", "/nowhere", self.tmp / "x", saying="/nowhere")
         self.assertEqual(sorted(p.name for p in self.tmp.iterdir()), ["full"])
+
+
+class Probe(Cli):
+    def test_figures_and_rules(self):
+        figures = {line.split()[0] for line in self.run_cli("probe", "--figures").splitlines()}
+        self.assertIn("step_bytes_ms", figures)
+        self.assertIn("denoise-bandwidth-bound", self.run_cli("probe", "--rules"))
+
+    def test_errors(self):
+        self.refused("probe", "--device", "cuda:97", saying="cuda", code=3)
+        self.refused("probe", "--device", "reference", saying="cannot be probed")
+        self.run_cli("probe", "--seconds", "0", code=2)
+        self.refused("probe", "--show", self.tmp / "absent.json", saying="absent.json")
+        (self.tmp / "other.json").write_text('{"kind": "something"}')
+        self.refused("probe", "--show", self.tmp / "other.json", saying="kind")
+
+    def test_a_profile_decides_what_auto_is(self):
+        report = self.json("probe", "--device", "cpu", "--seconds", "3", "--log-level", "warn")
+        self.assertEqual((report["version"], report["choice"]["device"]), (1, "cpu"))
+        device = report["devices"][0]
+        self.assertGreater(len(device["latencies"]), 0)
+        # On a machine that others use heavily nothing may be left of three seconds; that is said.
+        for key, name in (("bandwidth", "bandwidth of"), ("products", " x "), ("threads", "products with")):
+            self.assertTrue(device[key] or any(name in s for s in device["skipped"]), key)
+        self.assertTrue(all(p["us"]["samples"] >= 3 for p in device["products"]))
+        self.assertTrue(any("no time left" in s for s in device["skipped"]), device["skipped"])
+        topics = [d["topic"] for d in report["decisions"]]
+        self.assertEqual(len(topics), len(set(topics)))
+        self.assertTrue({"device", "trust", "memory", "precision"} <= set(topics), topics)
+        default = self.tmp / "cache/servoflow/machine.json"
+        self.assertEqual(json.loads(default.read_text()), report)
+        self.assertIn("working set", self.run_cli("probe", "--show", default))
+        # The examples; the first one is what ran above, with more time.
+        lines = self.run_cli("probe", "--help").rstrip().splitlines()
+        self.assertEqual(lines[-3:-1], ["Examples:", "  servoflow probe --json machine.json"])
+        shutil.copy(default, self.tmp / "machine.json")
+        done = subprocess.run([BINARY, *shlex.split(lines[-1])[1:]], cwd=self.tmp, capture_output=True, timeout=300)
+        self.assertEqual(done.returncode, 0, done.stderr)
+
+        report["choice"]["precision"] = "fp32"
+        default.write_text(json.dumps(report))
+        reply = self.json(*RUN)
+        self.assertEqual(reply["precision"], "fp32")
+        self.assertEqual(reply["chosen"]["profile"], str(default))
+        self.assertIn(str(default), self.err)
+        self.assertIsNone(self.json(*RUN, "--profile", "none")["chosen"])
+        self.assertEqual(self.json(*RUN, "--precision", "bf16")["precision"], "bf16")
+
+        report["key"]["build"]["version"] = "0.0.0"
+        default.write_text(json.dumps(report))
+        self.assertEqual(self.json(*RUN)["precision"], "bf16")
+        self.assertIn("key.build.version", self.err)
+        self.refused(*RUN, "--profile", default, saying="key.build.version")
+class Plan(Cli):
+    def test_a_plan_is_text_and_json(self):
+        text = self.run_cli("plan", "--device", "h200", "--views", "3")
+        self.assertIn("3 views, 200 prompt tokens", text)
+        plan = self.json("plan", "--device", "thor", "--target-hz", "20")
+        self.assertTrue(plan["target"]["reached"])
+        self.assertGreater(plan["target"]["smallest"]["prediction"]["hz"], 20)
+        self.assertEqual({len(row) for table in plan["tables"][:1] for row in table["rows"]}, {6})
+        html = self.tmp / "plan.html"
+        self.run_cli("plan", "tiny", "--device", "cpu", "--html", html)
+        self.assertIn(b"Plotly.newPlot", html.read_bytes())
+
+    def test_what_is_wrong_or_out_of_reach(self):
+        self.refused("plan", "--device", "h201", saying="there are a100")
+        self.refused("plan", "--precision", "fp7", saying="the planner knows")
+        self.refused("plan", "--html", self.tmp / "plan.txt", saying=".html")
+        self.refused("plan", self.tmp / "nowhere.json", saying="nowhere.json")
+        profile = self.tmp / "mine.toml"
+        profile.write_text('name = "mine"\n')
+        self.refused("plan", "--device", profile, saying="memory_gb: missing")
+        self.run_cli("plan", "--device", "cpu", "--target-hz", "1000", code=1)
+
+    def test_committed_results_are_predicted(self):
+        accuracy = self.json("plan", "--accuracy", "bench/results")["accuracy"]
+        self.assertLess(accuracy["mape_percent"], 15)
+        fitted = subprocess.run([BINARY, "plan", "--fit", "h200"], capture_output=True, text=True, check=True).stdout
+        self.assertTrue(pathlib.Path("profiles/h200.toml").read_text().endswith(fitted), "run `make plan-fit`")
+
+
+class Matrix(Cli):
+    MATRIX = 'model = "tiny"\ndevice = "cpu"\nprecision = ["fp32"]\nthreads = [1]\nviews = [1]\ntokens = [8]\nhorizon = [4]\n' \
+             'steps = [1, 2]\nrounds = 2\nsamples = 3\nopen = 2\n'
+
+    def test_files_resumption_and_verdicts(self):
+        matrix, out = self.tmp / "m.toml", self.tmp / "out"
+        matrix.write_text(self.MATRIX)
+        self.run_cli("bench", "--matrix", matrix, "--out", out)
+        result = json.loads((out / "matrix.json").read_text())
+        self.assertTrue(result["complete"])
+        self.assertEqual([len(r["end_to_end_ms"]) for arm in result["arms"] for r in arm["rounds"]], [3, 3, 3, 3])
+        for name in ("samples.csv", "summary.csv", "report.html"):
+            self.assertIn("std::chrono::steady_clock", (out / name).read_text(), name)
+        # What is there is not measured again.
+        again = self.json("bench", "--matrix", matrix, "--out", out)
+        self.assertEqual(again["arms"], result["arms"])
+        # Against a result ten times as fast everything is slower.
+        for arm in result["arms"]:
+            for turn in arm["rounds"]:
+                turn["end_to_end_ms"] = [ms / 10 for ms in turn["end_to_end_ms"]]
+        old = self.tmp / "old.json"
+        old.write_text(json.dumps(result))
+        self.run_cli("bench", "--matrix", matrix, "--out", out, "--compare", old, code=1)
+        self.assertIn("slower", self.out)
+        self.run_cli("bench", "--matrix", matrix, "--out", out, "--compare", out / "matrix.json")
+        self.assertIn("within noise", self.out)
+
+    def test_what_is_wrong(self):
+        matrix = self.tmp / "m.toml"
+        matrix.write_text(self.MATRIX + "speed = 3\n")
+        self.refused("bench", "--matrix", matrix, saying="speed: unknown key")
+        self.refused("bench", "--matrix", self.tmp / "nowhere.toml", saying="nowhere.toml")
+        matrix.write_text(self.MATRIX)
+        self.refused("bench", "--matrix", matrix, "--compare", self.tmp / "nowhere.json", saying="nowhere.json")
+        self.refused("bench", "--matrix", matrix, "--steps", "3", saying="--steps")
+        self.refused("bench", "--out", self.tmp, saying="--matrix")
 
 
 class Bench(Cli):
