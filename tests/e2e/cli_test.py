@@ -82,7 +82,10 @@ class Help(Cli):
             for line in lines[-2:]:
                 words = shlex.split(line)
                 self.assertEqual(words[0], "servoflow")
-                done = subprocess.run([BINARY, *words[1:]], cwd=self.tmp, capture_output=True, timeout=300)
+                environment = {**os.environ, "XDG_CACHE_HOME": str(self.tmp / "cache")}  # for a profile
+                done = subprocess.run(
+                    [BINARY, *words[1:]], cwd=self.tmp, env=environment, capture_output=True, timeout=300
+                )
                 self.assertEqual(done.returncode, 0, f"{line}\n{done.stderr.decode()}")
 
     def test_common_options_are_everywhere_they_mean_something(self):
