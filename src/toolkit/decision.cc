@@ -1,15 +1,6 @@
 #include "toolkit/decision.h"
 
-// toml++ asserts on some malformed headers that it then reports as errors anyway.
-#ifdef NDEBUG
-#undef NDEBUG
-#endif
-#define TOML_ASSERT(expression) static_cast<void>(0)
-#define TOML_EXCEPTIONS 0
-#define TOML_HEADER_ONLY 1
-#define TOML_ENABLE_FORMATTERS 0
 #include <fmt/format.h>
-#include <toml++/toml.h>
 
 #include <algorithm>
 #include <charconv>
@@ -18,6 +9,7 @@
 #include <sstream>
 
 #include "contract/problems.h"
+#include "contract/toml_json.h"
 #include "core/status_macros.h"
 
 namespace servoflow::toolkit {
@@ -144,36 +136,31 @@ Json to_json(const Decision& d, const std::string& device) {
 
 Result<std::vector<Rule>> parse_rules(std::string_view text, const std::string& where) {
   Problems problems(where);
-  // toml++ 3.3 is not safe with other characters.
-  if (std::any_of(text.begin(), text.end(), [](char c) { return static_cast<unsigned char>(c) >= 0x80; }))
-    return Status::invalid(where + ": only ASCII may stand in rules");
-  const toml::parse_result parsed = toml::parse(text);
-  if (!parsed)
-    return Status::invalid(where + ": line " + std::to_string(parsed.error().source().begin.line) +
-                           ": not valid TOML: " + std::string(parsed.error().description()));
+  SF_ASSIGN_OR_RETURN(const Json json, contract::parse_toml(text, where, problems));
   std::vector<Rule> out;
   std::set<std::string> names;
-  for (const auto& [key, value] : parsed.table())
-    if (key.str() != "rule" || !value.is_array())
-      problems.add(std::string(key.str()), "only [[rule]] has a place here");
-  const toml::array* rules = parsed.table()["rule"].as_array();
-  if (rules == nullptr || rules->empty()) problems.add("rule", "there is none");
-  for (std::size_t i = 0; rules != nullptr && i < rules->size(); ++i) {
+  for (const auto& [key, value] : json.items())
+    if (key != "rule" || !value.is_array()) problems.add(key, "only [[rule]] has a place here");
+  const Json none = Json::array();
+  const auto listed = json.find("rule");
+  const Json& rules = listed != json.end() && listed->is_array() ? *listed : none;
+  if (rules.empty()) problems.add("rule", "there is none");
+  for (std::size_t i = 0; i < rules.size(); ++i) {
     const std::string path = "rule[" + std::to_string(i) + "]";
-    const toml::table* table = rules->get(i)->as_table();
-    if (table == nullptr) {
+    const Json& table = rules[i];
+    if (!table.is_object()) {
       problems.add(path, "must be a table");
       continue;
     }
     Rule rule;
     const auto field = [&](const char* name, std::string& to, const char* fallback = nullptr) {
-      const auto found = table->find(name);
-      if (found == table->end() && fallback != nullptr) {
+      const auto found = table.find(name);
+      if (found == table.end() && fallback != nullptr) {
         to = fallback;
-      } else if (found == table->end() || !found->second.is_string()) {
+      } else if (found == table.end() || !found->is_string()) {
         problems.add(path + "." + name, "must be a string");
       } else {
-        to = found->second.as_string()->get();
+        to = found->get<std::string>();
       }
     };
     std::string scope;
@@ -184,24 +171,24 @@ Result<std::vector<Rule>> parse_rules(std::string_view text, const std::string& 
     field("scope", scope, "device");
     if (scope != "device" && scope != "machine") problems.add(path + ".scope", "must be device or machine");
     rule.machine = scope == "machine";
-    for (const auto& [key, value] : *table)
-      if (std::set<std::string_view>{"topic", "name", "verdict", "advice", "scope", "when"}.count(
-              key.str()) == 0)
-        problems.add(path + "." + std::string(key.str()), "is not known here");
+    for (const auto& [key, value] : table.items())
+      if (std::set<std::string>{"topic", "name", "verdict", "advice", "scope", "when"}.count(key) == 0)
+        problems.add(path + "." + key, "is not known here");
     if (!rule.name.empty() && !names.insert(rule.name).second)
       problems.add(path + ".name", "\"" + rule.name + "\" is used twice");
     bool wrong = false;
     for (const std::string& name : placeholders(rule.advice, wrong))
       if (!is_known(name)) problems.add(path + ".advice", "no figure is called \"" + name + "\"");
     if (wrong) problems.add(path + ".advice", "a brace is never closed");
-    const auto when = table->find("when");
-    const toml::array* conditions = when != table->end() ? when->second.as_array() : nullptr;
-    if (conditions == nullptr) problems.add(path + ".when", "must be a list of conditions");
-    for (std::size_t c = 0; conditions != nullptr && c < conditions->size(); ++c) {
-      const auto* one = conditions->get(c)->as_string();
+    const auto when = table.find("when");
+    const Json& conditions = when != table.end() && when->is_array() ? *when : none;
+    if (when == table.end() || !when->is_array())
+      problems.add(path + ".when", "must be a list of conditions");
+    for (std::size_t c = 0; c < conditions.size(); ++c) {
       Condition condition;
-      const std::string wrong_with =
-          one == nullptr ? "must be a string" : parse_condition(one->get(), condition);
+      const std::string wrong_with = conditions[c].is_string()
+                                         ? parse_condition(conditions[c].get<std::string>(), condition)
+                                         : "must be a string";
       if (!wrong_with.empty()) problems.add(path + ".when[" + std::to_string(c) + "]", wrong_with);
       rule.when.push_back(std::move(condition));
     }

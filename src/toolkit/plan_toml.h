@@ -8,8 +8,8 @@
 
 namespace servoflow::toolkit {
 
-// `where` (a path) starts every line of the error. Dates, non-finite numbers, multi-line strings, characters
-// beyond ASCII outside of comments, and files beyond 1 MiB are errors.
+// contract/toml_json.h with every problem an error. `where` (a path) starts each line of it. Dates,
+// non-finite numbers, multi-line strings and files beyond 1 MiB are errors.
 Result<Json> parse_toml(std::string_view text, const std::string& where);
 Result<Json> read_toml_file(const std::string& path);
 

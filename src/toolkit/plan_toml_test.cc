@@ -18,7 +18,7 @@ TEST(PlanToml, ReadsTablesAndArrays) {
 }
 
 TEST(PlanToml, HostileTextIsAnError) {
-  EXPECT_NE(error_of("a = \"π\"").find("f.toml: line 1: characters beyond ASCII"), std::string::npos);
+  EXPECT_EQ(error_of("a = \"π\""), "");
   EXPECT_NE(error_of("a = nan").find("a: must be a finite number"), std::string::npos);
   EXPECT_NE(error_of("\n[%").find("line 2"), std::string::npos);
   EXPECT_NE(error_of("a = 1\na = 2").find("line 2"), std::string::npos);
