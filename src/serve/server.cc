@@ -44,6 +44,14 @@ std::string random_prefix() {
   return text;
 }
 
+// A set that lives as long as the process: when the last set lets a signal go, the signal kills again, and a
+// second SIGTERM between the server's end and the process's would turn a clean end into a kill.
+void keep_signals() {
+  static auto* const io = new net::io_context;
+  static auto* const kept = new net::signal_set(*io, SIGTERM, SIGINT, SIGHUP);
+  static_cast<void>(kept);
+}
+
 class Server {
  public:
   Server(const ServeOptions& options, KeyRing keys)
@@ -205,6 +213,7 @@ class Server {
   }
 
   void watch_signals() {
+    keep_signals();
     for (const int signal : {SIGTERM, SIGINT, SIGHUP}) signals_.add(signal);
     wait_for_signal();
   }

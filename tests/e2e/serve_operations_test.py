@@ -93,6 +93,13 @@ class Liveness(Serve):
             server.client()
         server.stop()
 
+    def test_sigterm_again_and_again_is_still_a_clean_end(self):
+        server = self.server(OPENPI, "libero")
+        while server.process.poll() is None:
+            server.signal(signal.SIGTERM)
+        server.stop()
+        self.assertEqual(server.events("stopped")[-1]["replies"], 0)
+
     def test_a_port_in_use_is_told(self):
         server = self.server()
         done = subprocess.run([BINARY, "serve", OPENPI, "--robot", "libero", "--port", str(server.port)], capture_output=True, text=True,
