@@ -235,6 +235,42 @@ TEST_P(LowBitOps, PartsKeepTheirOwnScales) {
   }
 }
 
+// NVFP4: each number is one of 16 codes times one of 127 scales, zero and the subnormals among them. A row of
+// W per scale, with another one in its second, odd group; each output is held against its own terms.
+TEST_P(LowBitOps, EveryCodeTimesEveryScale) {
+  constexpr int kScales = 127, k = 31;
+  LowBitWeights low = low_bit_weights({weights(kScales, k)}, k, "nvfp4-w4a16");
+  quant::QuantizedMatrix& w = low.parts[0];
+  std::vector<std::uint8_t> codes(static_cast<std::size_t>(kScales) * w.pitch), scales;
+  for (int r = 0; r < kScales; ++r) {
+    for (std::size_t j = 0; j < w.pitch; ++j)
+      codes[static_cast<std::size_t>(r) * w.pitch + j] =
+          static_cast<std::uint8_t>(((2 * j + static_cast<std::size_t>(r)) % 16) | ((2 * j + 1) % 16 << 4));
+    scales.push_back(static_cast<std::uint8_t>(r));
+    scales.push_back(static_cast<std::uint8_t>(kScales - 1 - r));
+  }
+  ASSERT_EQ(w.scale_cols, 2);
+  w.codes = codes;
+  w.scales = scales;
+  const std::vector<float> dense = quant::dequantize(w);
+  for (const int m : {3, 10, 29}) {  // fewer rows than a tile, one tile, several
+    const auto x = inputs(m, k);
+    const std::vector<float> got = product(device, pack(device, low), x, m, kScales);
+    for (int i = 0; i < m; ++i)
+      for (int r = 0; r < kScales; ++r) {
+        double want = 0, terms = 0;
+        for (int j = 0; j < k; ++j) {
+          const double term = static_cast<double>(x[static_cast<std::size_t>(i * k + j)]) *
+                              dense[static_cast<std::size_t>(r * k + j)];
+          want += term;
+          terms += std::abs(term);
+        }
+        ASSERT_NEAR(got[static_cast<std::size_t>(i * kScales + r)], want, k * 0x1p-24 * terms)
+            << m << " rows, row " << i << ", scale code " << r;
+      }
+  }
+}
+
 // SmoothQuant's and AWQ's multiplier comes before anything else.
 TEST_P(LowBitOps, InputMultiplier) {
   const int m = 15, n = 40, k = 259;

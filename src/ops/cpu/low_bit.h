@@ -22,8 +22,10 @@ enum class Codes : std::uint8_t {
   kQuads8,  // [ceil(k/4)][32][4] int8, four k side by side
   kPairs8,  // [ceil(k/2)][32][2] bytes: an entry of `table` each
   kPairs4,  // [ceil(k/2)][32] bytes; byte i: low nibble column i / 2, high nibble column 16 + i / 2, both k =
-            // i % 2
+            // i % 2; E2M1 codes in the order of kE2M1Order
 };
+// Magnitudes of E2M1 by their code, so that the lowest bit says: no factor of 1.5 (0 0.5 1.5 1 3 2 6 4).
+inline constexpr std::uint8_t kE2M1Order[8] = {0, 1, 3, 2, 5, 4, 7, 6};
 
 // What Weight::layout points to.
 struct LowBitWeight {
@@ -38,8 +40,9 @@ struct LowBitWeight {
   // [panels][groups][32]
   int group = 0, groups = 0;
   const std::uint16_t* folded = nullptr;  // bf16 scales that are multiplied into the panel
-  const float* scales = nullptr;          // or float32 scales of a group's sum
-  const std::uint8_t* shifts = nullptr;   // of table indices: zero points
+  bool normal_folds = false;  // E2M1 codes times scales of E4M3, none of them zero: normal numbers of bf16
+  const float* scales = nullptr;         // or float32 scales of a group's sum
+  const std::uint8_t* shifts = nullptr;  // of table indices: zero points
   // Per column, [panels * 32].
   const float* column_scale = nullptr;
   const std::int32_t* column_sum = nullptr;  // kQuads8: of the codes
@@ -77,11 +80,17 @@ struct UnpackBlock {
   int group_pairs = 0;                    // 0: neither of the following
   const std::uint8_t* shifts = nullptr;   // [groups][32] or null
   const std::uint16_t* folded = nullptr;  // [groups][32] or null
+  bool normal_folds = false;              // as in LowBitWeight
   std::uint32_t* panel = nullptr;
 };
 using Unpack = void (*)(const UnpackBlock& block);
 void unpack_plain(const UnpackBlock& block);
 Unpack unpack_avx512();  // null where the CPU or the build has none
+
+// Unpacking and product in one: c (+)= a · the block's panel, for bf16 a; with `scales` as in GroupedProduct.
+using UnpackingProduct = void (*)(const void* a, std::int64_t a_pitch, int m, const UnpackBlock& block, int k,
+                                  const float* scales, float* c, std::int64_t c_pitch, bool accumulate);
+UnpackingProduct bf16_dot_unpacking_product();  // null where the CPU or the build has none
 
 // ---- rows, in the widest vectors the CPU has
 

@@ -1,7 +1,7 @@
 // y = epilogue(x · Wᵀ) with a weight of 8 or 4 bits. First the rows of x become codes, then tasks as in
 // matmul.cc: a group of two panels by a chunk of rows. A panel that is not multiplied as it lies is unpacked
-// in the thread's scratch, once per chunk and block of K, where it stays in the second-level cache while all
-// rows of the chunk pass.
+// in the thread's scratch, once per chunk and block of K (for most codes of 4 bits by the chunk's first rows
+// as they pass), where it stays in the second-level cache while the other rows pass.
 #include <algorithm>
 #include <cstring>
 
@@ -15,7 +15,8 @@ namespace {
 constexpr int kGroup = 2;  // panels per task
 constexpr int kMaxChunkRows = 392;
 constexpr int kIntegerDepth = 2048;     // of K
-constexpr int kUnpackedDepth = 512;     // a panel of 32 KiB
+constexpr int kUnpackedDepth = 512;     // a panel of 32 KiB, for many rows
+constexpr int kDecodedDepth = 2048;     // where decoding costs next to nothing: as for bf16
 constexpr int kExactDepth = 256;        // in float32: short sums
 constexpr int kChunkBytes = 400 << 10;  // of x, per block of K
 
@@ -24,6 +25,11 @@ int even_share(int total, int most) {
   return (total + parts - 1) / parts;
 }
 int round_up(int n, int to) { return (n + to - 1) / to * to; }
+
+// unpack_dot_avx512.cc has a tile that decodes these while it multiplies.
+bool decodes_in_place(const LowBitWeight& w) {
+  return w.codes == Codes::kPairs4 && (w.normal_folds || w.scales != nullptr);
+}
 
 }  // namespace
 
@@ -51,7 +57,7 @@ bool CpuBackend::round_inputs(const Matmul& op, const LowBitWeight& w, int rows,
   const bool by_row = in.quantized() && in.granularity != quant::Granularity::kGroup && !in.zero_point;
   const bool nvfp4 = in.code == quant::Code::kE2M1 && in.scale == quant::ScaleCode::kE4M3;
   const bool untouched = !in.quantized() && w.input_multiplier == nullptr;
-  out.dtype = bf16_dot_ != nullptr && (!in.quantized() || bf16_holds(in)) ? DType::kBF16 : DType::kF32;
+  out.dtype = unpacking_ != nullptr && (!in.quantized() || bf16_holds(in)) ? DType::kBF16 : DType::kF32;
   out.element = integers ? 1 : dtype_size(out.dtype);
   if (untouched && op.x.dtype == out.dtype) {
     out.data = static_cast<const std::byte*>(op.x.data);
@@ -102,9 +108,10 @@ void CpuBackend::low_bit_matmul(const Matmul& op, int rows) {
   Codes8 x;
   if (!round_inputs(op, w, rows, x)) return;
   const bool integers = w.codes == Codes::kQuads8, dot = !integers && x.dtype == DType::kBF16;
-  const PanelProduct product = dot ? bf16_dot_ : panel_f32_bf16;
-  const GroupedProduct grouped = dot ? bf16_dot_grouped_product() : nullptr;
-  const int share = even_share(w.k, integers ? kIntegerDepth : dot ? kUnpackedDepth : kExactDepth);
+  const int share = even_share(w.k, integers              ? kIntegerDepth
+                                    : !dot                ? kExactDepth
+                                    : decodes_in_place(w) ? kDecodedDepth
+                                                          : kUnpackedDepth);
   const int depth = round_up(share, integers ? 4 : std::max(2, w.group));
   const int group = op.w->paired || w.panels >= 8 * pool_.threads() ? kGroup : 1;
   const int groups = (w.panels + group - 1) / group;
@@ -139,22 +146,24 @@ void CpuBackend::low_bit_matmul(const Matmul& op, int rows) {
         }
         const std::int64_t first_group =
             w.group > 0 ? (static_cast<std::int64_t>(panel) * w.groups + k / w.group) * kPanel : 0;
-        unpack_({.codes = w.codes,
-                 .code = w.format.weight.code,
-                 .data = codes + k / 2 * code_row,
-                 .pairs = (length + 1) / 2,
-                 .table = w.table.data(),
-                 .group_pairs = w.group / 2,
-                 .shifts = w.shifts != nullptr ? w.shifts + first_group : nullptr,
-                 .folded = w.folded != nullptr ? w.folded + first_group : nullptr,
-                 .panel = unpacked});
-        if (w.scales == nullptr) {
-          product(a_block, x.pitch, count, unpacked, length, c_panel, c_pitch, k > 0);
+        const UnpackBlock block{.codes = w.codes,
+                                .code = w.format.weight.code,
+                                .data = codes + k / 2 * code_row,
+                                .pairs = (length + 1) / 2,
+                                .table = w.table.data(),
+                                .group_pairs = w.group / 2,
+                                .shifts = w.shifts != nullptr ? w.shifts + first_group : nullptr,
+                                .folded = w.folded != nullptr ? w.folded + first_group : nullptr,
+                                .normal_folds = w.normal_folds,
+                                .panel = unpacked};
+        if (dot) {
+          unpacking_(a_block, x.pitch, count, block, length,
+                     w.scales != nullptr ? w.scales + first_group : nullptr, c_panel, c_pitch, k > 0);
           continue;
         }
-        if (grouped != nullptr) {
-          grouped(a_block, x.pitch, count, unpacked, length, w.group, w.scales + first_group, c_panel,
-                  c_pitch, k > 0);
+        unpack_(block);
+        if (w.scales == nullptr) {
+          panel_f32_bf16(a_block, x.pitch, count, unpacked, length, c_panel, c_pitch, k > 0);
           continue;
         }
         for (int g = 0; g < length; g += w.group) {
@@ -162,7 +171,7 @@ void CpuBackend::low_bit_matmul(const Matmul& op, int rows) {
           const std::uint32_t* b = unpacked + g / 2 * kPanel;
           const float* scale = w.scales + first_group + g / w.group * kPanel;
           const int terms = std::min(w.group, length - g);
-          product(part, x.pitch, count, b, terms, sum, kPanel, false);
+          panel_f32_bf16(part, x.pitch, count, b, terms, sum, kPanel, false);
           for (int r = 0; r < count; ++r)
             for (int j = 0; j < kPanel; ++j) {
               float& to = c_panel[r * c_pitch + j];

@@ -22,6 +22,11 @@ using quant::ScaleCode;
 
 std::uint16_t bf16_bits(float value) { return to_bf16(value).bits; }
 
+// Nibbles as they lie in a panel: int4 offset-binary, an index of the table; E2M1 by kE2M1Order.
+std::uint8_t nibble_index(Code code, std::uint8_t raw) {
+  return code == Code::kInt4 ? raw ^ 8u : static_cast<std::uint8_t>((raw & 8u) | kE2M1Order[raw & 7u]);
+}
+
 // bf16 values by code: 8-bit codes as they are, nibbles twice or, with a zero point, by code - zero + 16.
 std::vector<std::uint16_t> value_table(Code code, bool zero_point) {
   std::vector<std::uint16_t> table;
@@ -34,10 +39,12 @@ std::vector<std::uint16_t> value_table(Code code, bool zero_point) {
     }
     return table;
   }
+  // kE2M1Order is its own inverse: an index maps back to its code.
   for (int c = 0; c < 32; ++c)
-    table.push_back(bf16_bits(zero_point            ? static_cast<float>(c - 16)
-                              : code == Code::kE2M1 ? quant::decode_e2m1(static_cast<unsigned>(c))
-                                                    : static_cast<float>(c % 16 - 8)));
+    table.push_back(bf16_bits(zero_point ? static_cast<float>(c - 16)
+                              : code == Code::kE2M1
+                                  ? quant::decode_e2m1(nibble_index(code, static_cast<std::uint8_t>(c % 16)))
+                                  : static_cast<float>(c % 16 - 8)));
   return table;
 }
 
@@ -109,8 +116,6 @@ class ColumnPacker {
 
   bool codes(std::byte* out, std::int32_t* sum) const {
     const Code code = m_.format.weight.code;
-    // Nibbles of int4 become offset-binary, an index of the table.
-    const std::uint8_t flip = code == Code::kInt4 ? 8 : 0;
     std::int32_t total = 0;
     bool good = true;
     for (int k = 0; k < w_.k; ++k) {
@@ -122,7 +127,7 @@ class ColumnPacker {
       } else if (w_.codes == Codes::kPairs8) {
         out[(k / 2 * kPanel + column_) * 2 + k % 2] = std::byte{raw};
       } else {
-        const auto nibble = static_cast<std::uint8_t>(raw ^ flip);
+        const std::uint8_t nibble = empty(k) ? 0 : nibble_index(code, raw);
         out[k / 2 * kPanel + column_ % 16 * 2 + k % 2] |=
             std::byte{static_cast<std::uint8_t>(column_ < 16 ? nibble : nibble << 4)};
       }
@@ -130,6 +135,9 @@ class ColumnPacker {
     if (sum != nullptr) *sum = total;
     return good;
   }
+
+  // Where the scale is zero, and normal_folds would not have it.
+  bool empty(int k) const { return w_.normal_folds && m_.scale_at(m_.scale_index(row_, k)) == 0; }
 
   bool scales(std::uint16_t* folded, float* group_scales, std::uint8_t* shifts, float* column_scale) const {
     bool good = std::isfinite(m_.global_scale);
@@ -139,7 +147,8 @@ class ColumnPacker {
       const float scale = m_.scale_at(index);
       good = good && std::isfinite(scale);
       if (folded != nullptr) {
-        folded[at] = bf16_bits(scale);
+        folded[at] =
+            bf16_bits(scale == 0 && w_.normal_folds ? 1 : scale);  // its codes are zeros, see empty()
         // The largest code times the scale must be a number, too.
         good = good && std::isfinite(scale * quant::code_max(m_.format.weight.code));
       }
@@ -186,7 +195,7 @@ std::string CpuBackend::low_bit_kernel(const quant::LinearFormat& format) const 
   if (w.zero_point && w.code != Code::kInt4) return {};
   if (w.group % 2 != 0) return {};  // pairs of k's lie side by side
   if (integer_sums(format) && int8_dot_ != nullptr) return "int8 dot product (AVX-512 VNNI)";
-  if (bf16_dot_ != nullptr && (!in.quantized() || bf16_holds(in)))
+  if (unpacking_ != nullptr && (!in.quantized() || bf16_holds(in)))
     return "bf16 dot product (AVX-512 BF16) of unpacked panels";
   return "float32 arithmetic of unpacked panels";
 }
@@ -246,6 +255,7 @@ Result<Weight> CpuBackend::pack_low_bit(std::span<const HostMatrix> parts, const
   }
   w.data = data;
   w.folded = folded;
+  w.normal_folds = folded != nullptr && format.code == Code::kE2M1 && format.scale == ScaleCode::kE4M3;
   w.scales = group_scales;
   w.shifts = shifts;
   w.column_scale = column_scale;

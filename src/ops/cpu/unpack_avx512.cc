@@ -3,55 +3,25 @@
 #include "ops/cpu/low_bit.h"
 
 #if defined(__x86_64__) && defined(__AVX512BW__)
-#include <immintrin.h>
-
 #include <algorithm>
+
+#include "ops/cpu/nibbles_avx512-inl.h"
 
 namespace servoflow::ops::cpu {
 namespace {
 
-// bf16 pairs, a column each, times the column's scale. Products are exact in bf16 (see low_bit.h), so that
-// dropping their lower halves loses nothing.
-inline __m512i times(__m512i pairs, __m512 scale) {
-  const __m512i low =
-      _mm512_castps_si512(_mm512_mul_ps(_mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16)), scale));
-  const __m512i high = _mm512_castps_si512(_mm512_mul_ps(
-      _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(static_cast<int>(0xffff0000u)))), scale));
-  return _mm512_mask_blend_epi16(0xaaaaaaaa, _mm512_srli_epi32(low, 16), high);
-}
-
-inline __m512 scales_of(const std::uint16_t* bits) {
-  return _mm512_castsi512_ps(_mm512_slli_epi32(
-      _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(bits))), 16));
-}
-
-// 16 bytes, one per column, as two words per column.
-inline __m512i word_pairs(const std::uint8_t* bytes) {
-  const __m512i wide = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(bytes)));
-  return _mm512_or_si512(wide, _mm512_slli_epi32(wide, 16));
-}
-
-template <bool kShifted, bool kFolded>
+template <class Decoder>
 void nibbles(const UnpackBlock& b) {
-  const __m512i table = _mm512_loadu_si512(b.table), mask = _mm512_set1_epi16(15);
+  Decoder decoder(b);
   const int group = b.group_pairs > 0 ? b.group_pairs : b.pairs;
   const std::byte* in = b.data;
   std::uint32_t* out = b.panel;
   for (int first = 0, g = 0; first < b.pairs; first += group, ++g) {
-    __m512i shift0 = _mm512_setzero_si512(), shift1 = shift0;
-    __m512 scale0 = _mm512_setzero_ps(), scale1 = scale0;
-    if constexpr (kShifted)
-      shift0 = word_pairs(b.shifts + g * kPanel), shift1 = word_pairs(b.shifts + g * kPanel + 16);
-    if constexpr (kFolded)
-      scale0 = scales_of(b.folded + g * kPanel), scale1 = scales_of(b.folded + g * kPanel + 16);
+    if (b.group_pairs > 0) decoder.group(g);
     const int count = std::min(group, b.pairs - first);
     for (int p = 0; p < count; ++p, in += kPanel, out += kPanel) {
-      const __m512i words = _mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(in)));
-      __m512i low = _mm512_and_si512(words, mask), high = _mm512_srli_epi16(words, 4);
-      if constexpr (kShifted) low = _mm512_add_epi16(low, shift0), high = _mm512_add_epi16(high, shift1);
-      low = _mm512_permutexvar_epi16(low, table);
-      high = _mm512_permutexvar_epi16(high, table);
-      if constexpr (kFolded) low = times(low, scale0), high = times(high, scale1);
+      __m512i low, high;
+      decoder.row(in, low, high);
       _mm512_storeu_si512(out, low);
       _mm512_storeu_si512(out + 16, high);
     }
@@ -141,8 +111,9 @@ void unpack(const UnpackBlock& b) {
   const bool shifted = b.group_pairs > 0 && b.shifts != nullptr,
              folded = b.group_pairs > 0 && b.folded != nullptr;
   if (b.codes == Codes::kPairs4) {
-    if (shifted) return folded ? nibbles<true, true>(b) : nibbles<true, false>(b);
-    return folded ? nibbles<false, true>(b) : nibbles<false, false>(b);
+    if (folded && b.normal_folds) return nibbles<SmallFloats>(b);
+    if (shifted) return folded ? nibbles<Scaled<true>>(b) : nibbles<LookedUp<true>>(b);
+    return folded ? nibbles<Scaled<false>>(b) : nibbles<LookedUp<false>>(b);
   }
   if (vbmi && !folded) return bytes_vbmi(b);
   if (b.code == quant::Code::kInt8 && !folded) return integers(b);
