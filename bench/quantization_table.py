@@ -4,7 +4,8 @@
 usage: quantization_table.py NAME CHECKPOINT [--cases DIR | --random-cases N] [--recipes R,R,…] [--gates noise]
 
 Every recipe is rounded at load from the float checkpoint, without calibration, and runs on the CPU. Latency and peak memory
-come from `servoflow bench` (its own process each, the recipes in turn), accuracy from `servoflow compare` against the
+come from `servoflow bench` (its own process each, the recipes in turn, --rounds times: of a recipe's rounds the one with the
+smallest median counts), accuracy from `servoflow compare` against the
 checkpoint in --reference. The result is bench/results/quantization-NAME.json with everything it was made from; the table
 is printed as Markdown, and --table prints it again from results that are there.
 
@@ -57,6 +58,10 @@ def measure(o: argparse.Namespace, precision: str) -> dict[str, Any]:
         key: bench.get(key)
         for key in ("end_to_end_ms", "stages_ms", "peak_rss_bytes", "device_bytes", "backend")
     }
+
+
+def median(bench: dict[str, Any]) -> float:
+    return float(bench["end_to_end_ms"]["p50"])
 
 
 def accuracy(o: argparse.Namespace, precision: str) -> dict[str, Any]:
@@ -122,6 +127,7 @@ def main() -> int:
     parser.add_argument("--views", type=int, default=2)
     parser.add_argument("--tokens", type=int, default=48)
     parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=1, help="of latency, all recipes in each")
     parser.add_argument("--table", metavar="RESULT.json", help="print the table of a result")
     o = parser.parse_args()
     if o.table:
@@ -133,14 +139,21 @@ def main() -> int:
     begin = time.time()
     rows: list[dict[str, Any]] = []
     precisions = ["bf16", *[r for r in o.recipes.split(",") if r]]
+
+    def say(what: str, i: int) -> None:
+        clock = f"[{time.time() - begin:5.0f} s]"
+        print(f"{clock} {what} {i + 1}/{len(precisions)} {precisions[i]}", file=sys.stderr, flush=True)
+
+    benches: dict[str, list[dict[str, Any]]] = {precision: [] for precision in precisions}
+    for number in range(o.rounds):
+        for i, precision in enumerate(precisions):
+            say(f"latency, round {number + 1} of {o.rounds}:", i)
+            benches[precision].append(measure(o, precision))
     for i, precision in enumerate(precisions):
-        print(
-            f"[{time.time() - begin:5.0f} s] {i + 1}/{len(precisions)} {precision}",
-            file=sys.stderr,
-            flush=True,
-        )
+        say("accuracy:", i)
         report = None if precision == o.reference else accuracy(o, precision)
-        bench = measure(o, precision)
+        bench = min(benches[precision], key=median)
+        bench["medians_of_rounds_ms"] = [median(b) for b in benches[precision]]
         if report:
             bench["weight_bytes"] = report["b"]["weight_bytes"]
         rows.append({"precision": precision, "bench": bench, "accuracy": report})
