@@ -28,7 +28,7 @@ CpuBackend::CpuBackend(const std::string& precision, int threads, const DotProdu
       bf16_dot_(precision == "bf16" ? dot.bf16 : nullptr),
       int8_dot_(dot.int8),
       unpack_(dot.unpack != nullptr ? dot.unpack : unpack_plain),
-      unpacking_(bf16_dot_ != nullptr ? dot.unpacking : nullptr),
+      codes_dot_(bf16_dot_ != nullptr ? dot.codes : nullptr),
       pool_(threads) {
   std::string target = vector_target();
   std::transform(target.begin(), target.end(), target.begin(),

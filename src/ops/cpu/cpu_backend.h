@@ -41,7 +41,7 @@ class CpuBackend : public Backend {
     PanelProduct bf16 = bf16_dot_product();
     Int8Product int8 = int8_dot_product();
     Unpack unpack = unpack_avx512();
-    UnpackingProduct unpacking = bf16_dot_unpacking_product();
+    CodesProduct codes = bf16_dot_codes_product();
   };
   CpuBackend(const std::string& precision, int threads, const DotProducts& dot);
 
@@ -97,7 +97,7 @@ class CpuBackend : public Backend {
   PanelProduct bf16_dot_;  // null: float32 arithmetic throughout
   Int8Product int8_dot_;
   Unpack unpack_;
-  UnpackingProduct unpacking_;  // null: panels of codes meet float32 arithmetic
+  CodesProduct codes_dot_;  // null: panels of codes meet float32 arithmetic
   std::string name_;
   ThreadPool pool_;
   std::vector<ThreadScratch> scratch_;

@@ -40,7 +40,8 @@ struct LowBitWeight {
   // [panels][groups][32]
   int group = 0, groups = 0;
   const std::uint16_t* folded = nullptr;  // bf16 scales that are multiplied into the panel
-  bool normal_folds = false;  // E2M1 codes times scales of E4M3, none of them zero: normal numbers of bf16
+  // E2M1 codes times E4M3 scales, none of them zero: no product leaves bf16's normal numbers.
+  bool adds_exponents = false;
   const float* scales = nullptr;         // or float32 scales of a group's sum
   const std::uint8_t* shifts = nullptr;  // of table indices: zero points
   // Per column, [panels * 32].
@@ -80,7 +81,7 @@ struct UnpackBlock {
   int group_pairs = 0;                    // 0: neither of the following
   const std::uint8_t* shifts = nullptr;   // [groups][32] or null
   const std::uint16_t* folded = nullptr;  // [groups][32] or null
-  bool normal_folds = false;              // as in LowBitWeight
+  bool adds_exponents = false;            // as in LowBitWeight
   std::uint32_t* panel = nullptr;
 };
 using Unpack = void (*)(const UnpackBlock& block);
@@ -88,9 +89,14 @@ void unpack_plain(const UnpackBlock& block);
 Unpack unpack_avx512();  // null where the CPU or the build has none
 
 // Unpacking and product in one: c (+)= a · the block's panel, for bf16 a; with `scales` as in GroupedProduct.
-using UnpackingProduct = void (*)(const void* a, std::int64_t a_pitch, int m, const UnpackBlock& block, int k,
-                                  const float* scales, float* c, std::int64_t c_pitch, bool accumulate);
-UnpackingProduct bf16_dot_unpacking_product();  // null where the CPU or the build has none
+using CodesProduct = void (*)(const void* a, std::int64_t a_pitch, int m, const UnpackBlock& block, int k,
+                              const float* scales, float* c, std::int64_t c_pitch, bool accumulate);
+CodesProduct bf16_dot_codes_product();  // null where the CPU or the build has none
+
+// Whether a CodesProduct decodes such a panel while it multiplies, so that unpacking costs next to nothing.
+inline bool decodes_in_place(Codes codes, bool adds_exponents, const float* scales) {
+  return codes == Codes::kPairs4 && (adds_exponents || scales != nullptr);
+}
 
 // ---- rows, in the widest vectors the CPU has
 

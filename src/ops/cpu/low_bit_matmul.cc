@@ -26,11 +26,6 @@ int even_share(int total, int most) {
 }
 int round_up(int n, int to) { return (n + to - 1) / to * to; }
 
-// unpack_dot_avx512.cc has a tile that decodes these while it multiplies.
-bool decodes_in_place(const LowBitWeight& w) {
-  return w.codes == Codes::kPairs4 && (w.normal_folds || w.scales != nullptr);
-}
-
 }  // namespace
 
 // The inputs of a product as it reads them.
@@ -57,7 +52,7 @@ bool CpuBackend::round_inputs(const Matmul& op, const LowBitWeight& w, int rows,
   const bool by_row = in.quantized() && in.granularity != quant::Granularity::kGroup && !in.zero_point;
   const bool nvfp4 = in.code == quant::Code::kE2M1 && in.scale == quant::ScaleCode::kE4M3;
   const bool untouched = !in.quantized() && w.input_multiplier == nullptr;
-  out.dtype = unpacking_ != nullptr && (!in.quantized() || bf16_holds(in)) ? DType::kBF16 : DType::kF32;
+  out.dtype = codes_dot_ != nullptr && (!in.quantized() || bf16_holds(in)) ? DType::kBF16 : DType::kF32;
   out.element = integers ? 1 : dtype_size(out.dtype);
   if (untouched && op.x.dtype == out.dtype) {
     out.data = static_cast<const std::byte*>(op.x.data);
@@ -108,10 +103,10 @@ void CpuBackend::low_bit_matmul(const Matmul& op, int rows) {
   Codes8 x;
   if (!round_inputs(op, w, rows, x)) return;
   const bool integers = w.codes == Codes::kQuads8, dot = !integers && x.dtype == DType::kBF16;
-  const int share = even_share(w.k, integers              ? kIntegerDepth
-                                    : !dot                ? kExactDepth
-                                    : decodes_in_place(w) ? kDecodedDepth
-                                                          : kUnpackedDepth);
+  const int share = even_share(w.k, integers                                                ? kIntegerDepth
+                                    : !dot                                                  ? kExactDepth
+                                    : decodes_in_place(w.codes, w.adds_exponents, w.scales) ? kDecodedDepth
+                                                                                            : kUnpackedDepth);
   const int depth = round_up(share, integers ? 4 : std::max(2, w.group));
   const int group = op.w->paired || w.panels >= 8 * pool_.threads() ? kGroup : 1;
   const int groups = (w.panels + group - 1) / group;
@@ -154,10 +149,10 @@ void CpuBackend::low_bit_matmul(const Matmul& op, int rows) {
                                 .group_pairs = w.group / 2,
                                 .shifts = w.shifts != nullptr ? w.shifts + first_group : nullptr,
                                 .folded = w.folded != nullptr ? w.folded + first_group : nullptr,
-                                .normal_folds = w.normal_folds,
+                                .adds_exponents = w.adds_exponents,
                                 .panel = unpacked};
         if (dot) {
-          unpacking_(a_block, x.pitch, count, block, length,
+          codes_dot_(a_block, x.pitch, count, block, length,
                      w.scales != nullptr ? w.scales + first_group : nullptr, c_panel, c_pitch, k > 0);
           continue;
         }

@@ -117,7 +117,7 @@ class ColumnPacker {
   bool codes(std::byte* out, std::int32_t* sum) const {
     const Code code = m_.format.weight.code;
     std::int32_t total = 0;
-    bool good = true;
+    bool good = true, empty = false;  // empty: a group whose scale is zero, which adds_exponents excludes
     for (int k = 0; k < w_.k; ++k) {
       const std::uint8_t raw = raw_code(m_, row_, k);
       good = good && !is_nan(code, raw);
@@ -127,7 +127,8 @@ class ColumnPacker {
       } else if (w_.codes == Codes::kPairs8) {
         out[(k / 2 * kPanel + column_) * 2 + k % 2] = std::byte{raw};
       } else {
-        const std::uint8_t nibble = empty(k) ? 0 : nibble_index(code, raw);
+        if (w_.adds_exponents && k % w_.group == 0) empty = m_.scale_at(m_.scale_index(row_, k)) == 0;
+        const std::uint8_t nibble = empty ? 0 : nibble_index(code, raw);
         out[k / 2 * kPanel + column_ % 16 * 2 + k % 2] |=
             std::byte{static_cast<std::uint8_t>(column_ < 16 ? nibble : nibble << 4)};
       }
@@ -135,9 +136,6 @@ class ColumnPacker {
     if (sum != nullptr) *sum = total;
     return good;
   }
-
-  // Where the scale is zero, and normal_folds would not have it.
-  bool empty(int k) const { return w_.normal_folds && m_.scale_at(m_.scale_index(row_, k)) == 0; }
 
   bool scales(std::uint16_t* folded, float* group_scales, std::uint8_t* shifts, float* column_scale) const {
     bool good = std::isfinite(m_.global_scale);
@@ -147,8 +145,8 @@ class ColumnPacker {
       const float scale = m_.scale_at(index);
       good = good && std::isfinite(scale);
       if (folded != nullptr) {
-        folded[at] =
-            bf16_bits(scale == 0 && w_.normal_folds ? 1 : scale);  // its codes are zeros, see empty()
+        // A group with the scale zero has codes that are zeros, see codes().
+        folded[at] = bf16_bits(scale == 0 && w_.adds_exponents ? 1 : scale);
         // The largest code times the scale must be a number, too.
         good = good && std::isfinite(scale * quant::code_max(m_.format.weight.code));
       }
@@ -195,7 +193,7 @@ std::string CpuBackend::low_bit_kernel(const quant::LinearFormat& format) const 
   if (w.zero_point && w.code != Code::kInt4) return {};
   if (w.group % 2 != 0) return {};  // pairs of k's lie side by side
   if (integer_sums(format) && int8_dot_ != nullptr) return "int8 dot product (AVX-512 VNNI)";
-  if (unpacking_ != nullptr && (!in.quantized() || bf16_holds(in)))
+  if (codes_dot_ != nullptr && (!in.quantized() || bf16_holds(in)))
     return "bf16 dot product (AVX-512 BF16) of unpacked panels";
   return "float32 arithmetic of unpacked panels";
 }
@@ -255,7 +253,7 @@ Result<Weight> CpuBackend::pack_low_bit(std::span<const HostMatrix> parts, const
   }
   w.data = data;
   w.folded = folded;
-  w.normal_folds = folded != nullptr && format.code == Code::kE2M1 && format.scale == ScaleCode::kE4M3;
+  w.adds_exponents = folded != nullptr && format.code == Code::kE2M1 && format.scale == ScaleCode::kE4M3;
   w.scales = group_scales;
   w.shifts = shifts;
   w.column_scale = column_scale;

@@ -71,8 +71,8 @@ struct Scaled {
 // or 1.5 times the scale where kE2M1Order's lowest bit is clear, with something added to its exponent, and
 // zero where the three lower bits are clear. All in integers: the floating-point units have the product to
 // do.
-struct SmallFloats {
-  explicit SmallFloats(const UnpackBlock& b) : folded(b.folded) {
+struct AddedExponents {
+  explicit AddedExponents(const UnpackBlock& b) : folded(b.folded) {
     alignas(64) std::uint16_t added[32];
     for (unsigned i = 0; i < 32; ++i) {
       const unsigned magnitude = i & 7u;

@@ -111,7 +111,7 @@ void unpack(const UnpackBlock& b) {
   const bool shifted = b.group_pairs > 0 && b.shifts != nullptr,
              folded = b.group_pairs > 0 && b.folded != nullptr;
   if (b.codes == Codes::kPairs4) {
-    if (folded && b.normal_folds) return nibbles<SmallFloats>(b);
+    if (folded && b.adds_exponents) return nibbles<AddedExponents>(b);
     if (shifted) return folded ? nibbles<Scaled<true>>(b) : nibbles<LookedUp<true>>(b);
     return folded ? nibbles<Scaled<false>>(b) : nibbles<LookedUp<false>>(b);
   }

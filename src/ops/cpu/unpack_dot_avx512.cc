@@ -128,13 +128,13 @@ void product(const void* a, std::int64_t a_pitch, int m, const UnpackBlock& bloc
   static const PanelProduct plain = bf16_dot_product();
   static const GroupedProduct grouped = bf16_dot_grouped_product();
   const char* rows = static_cast<const char*>(a);
-  const bool nibbles = block.codes == Codes::kPairs4 && m >= kDecodingRows;
+  const bool in_place = m >= kDecodingRows && decodes_in_place(block.codes, block.adds_exponents, scales);
   int done = 0;
-  if (nibbles && scales == nullptr && block.group_pairs > 0 && block.normal_folds) {
-    tile<SmallFloats>(std::make_integer_sequence<int, kDecodingRows>(), rows, a_pitch * 2, block, k, c,
-                      c_pitch, accumulate);
+  if (in_place && scales == nullptr) {
+    tile<AddedExponents>(std::make_integer_sequence<int, kDecodingRows>(), rows, a_pitch * 2, block, k, c,
+                         c_pitch, accumulate);
     done = kDecodingRows;
-  } else if (nibbles && scales != nullptr) {
+  } else if (in_place) {
     constexpr std::make_integer_sequence<int, kGroupedDecodingRows> few;
     block.shifts != nullptr
         ? grouped_tile<LookedUp<true>>(few, rows, a_pitch * 2, block, k, scales, c, c_pitch, accumulate)
@@ -153,7 +153,7 @@ void product(const void* a, std::int64_t a_pitch, int m, const UnpackBlock& bloc
 
 }  // namespace
 
-UnpackingProduct bf16_dot_unpacking_product() {
+CodesProduct bf16_dot_codes_product() {
   return bf16_dot_product() != nullptr && unpack_avx512() != nullptr ? product : nullptr;
 }
 
@@ -162,7 +162,7 @@ UnpackingProduct bf16_dot_unpacking_product() {
 #else
 
 namespace servoflow::ops::cpu {
-UnpackingProduct bf16_dot_unpacking_product() { return nullptr; }
+CodesProduct bf16_dot_codes_product() { return nullptr; }
 }  // namespace servoflow::ops::cpu
 
 #endif
