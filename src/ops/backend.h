@@ -129,6 +129,13 @@ class Backend {
   // Nothing on the CPU.
   virtual std::optional<DeviceState> device_state() const { return {}; }
 
+  // How many chains of work side by side are worth it where `n` independent ones are to be done, n or 1. With
+  // begin_lane(i, lanes), what is enqueued from there on belongs to chain i = 0 … lanes - 1, which reads what
+  // was enqueued before chain 0 began and nothing of the other chains; end_lanes() waits for all of them.
+  virtual int lanes(int /*n*/) const { return 1; }
+  virtual void begin_lane(int /*lane*/, int /*lanes*/) {}
+  virtual void end_lanes() {}
+
   // A backend that can record work replays it with one call. `body` only enqueues on this backend and reads
   // nothing on the host but what `key` names: it is recorded the first time a key is seen and replayed from
   // then on. `feed` enqueues before the body what varies in size: uploads. Without recording both simply run,

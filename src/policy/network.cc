@@ -247,6 +247,7 @@ Status NetworkImpl::stage_inputs(std::span<const NetworkRequest> requests) {
     for (int p = 0; p < pictures; ++p) {
       SF_RETURN_IF_ERROR(stage_picture(input.pictures[static_cast<std::size_t>(p)], n.pictures));
       *picture_segment++ = {.row_begin = n.vision_rows, .rows = tokens, .slot = n.pictures, .past = 0};
+      in.alone[n.pictures] = {.row_begin = 0, .rows = tokens, .slot = n.pictures, .past = 0};
       for (int i = 0; i < tokens; ++i) in.vision_map[n.vision_rows + i] = n.prefix_rows + i;
       n.vision_rows += tokens;
       n.prefix_rows += tokens;
@@ -270,7 +271,7 @@ Status NetworkImpl::stage_inputs(std::span<const NetworkRequest> requests) {
 // What the device may size its work by: what a record's key says (run_recorded) and how the network was
 // opened, and nothing of one call.
 void NetworkImpl::expect_inputs(const Pass& pass) {
-  w_.picture_segments.count.likely = pass.pictures;
+  w_.picture_count.likely = w_.picture_segments.count.likely = pass.pictures;
   w_.vision_rows.likely = pass.pictures * arch_.vision.tokens();
   w_.prefix_rows.likely = w_.vision_rows.likely + pass.requests * prompt_tokens_;
   w_.suffix_rows.likely = pass.requests * arch_.horizon;
@@ -308,6 +309,7 @@ void NetworkImpl::enqueue_vision() {
                           .pictures = w_.picture_count,
                           .rows = w_.vision_rows,
                           .segments = w_.picture_segments,
+                          .alone = w_.device.alone,
                           .cache = &w_.picture_cache,
                           .patches = w_.patches,
                           .x = w_.vision_x,

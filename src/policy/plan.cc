@@ -75,6 +75,7 @@ std::uint64_t lay_out(Inputs& in, std::byte* block, bool raw, const weights::Arc
   const int pictures = capacity.batch * capacity.pictures, text = capacity.batch * a.max_tokens;
   take(in.counts, 1);
   take(in.segments, pictures + 2 * capacity.batch);
+  take(in.alone, pictures);
   take(in.vision_map, pictures * a.vision.tokens());
   take(in.text_map, text);
   take(in.actions, capacity.batch * a.horizon * a.action_dim);

@@ -23,6 +23,7 @@ struct Counts {
 struct Inputs {
   Counts* counts = nullptr;
   ops::Segment* segments = nullptr;                         // pictures, then prefix, then suffix
+  ops::Segment* alone = nullptr;                            // of each picture, were it the only one
   std::int32_t *vision_map = nullptr, *text_map = nullptr;  // rows of the prefix
   float* actions = nullptr;                                 // [rows, action_dim], both ways
   // Of raw inputs: tokens, one frame per picture, and the tables of all, of which only what they need is

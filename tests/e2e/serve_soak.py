@@ -1,13 +1,14 @@
 """Load and faults: many robots with mixed prompts, some of them misbehaving, against one server.
 
-usage: with_client.sh VENV serve_soak.py BINARY [--seconds S] [--robots N] [--ladder] [--json FILE]
+usage: with_client.sh VENV serve_soak.py BINARY [--checkpoint DIR] [--seconds S] [--robots N] [--ladder] [--json FILE]
+                                           [-- OPTIONS OF SERVE]
 
 Every reply is compared, bit for bit, with what the same request gives alone on an idle server: a reply that is lost, late
 in its order, or another robot's shows. Misbehaving clients stop in the middle of frames, vanish with requests in flight,
 send garbage, flood, never read, or reconnect all the time. At the end memory has not grown and nothing is left behind.
 
 --ladder first measures latency at 1, 8, 32 and 64 robots without faults, and one request at a time for the gain of
-batching.
+batching; with --seconds 0 it is all there is. What follows -- goes to `serve`: `-- --device cuda`.
 """
 
 import argparse
@@ -190,29 +191,45 @@ def drive(server, requests, robots, seconds, depth_of=lambda i: 1, nuisances=0, 
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("binary")
+    parser.add_argument("--checkpoint", default=OPENPI, help="of a policy with the LIBERO robot's observations")
+    parser.add_argument("--batch", type=int, default=16, help="most robots computed together")
+    parser.add_argument("--rung-seconds", type=float, default=10, help="of each number of robots on the ladder")
     parser.add_argument("--seconds", type=float, default=30)
     parser.add_argument("--robots", type=int, default=64)
     parser.add_argument("--ladder", action="store_true")
     parser.add_argument("--json")
     parser.add_argument("--any-memory", action="store_true", help="do not judge memory: a sanitizer keeps what is freed")
-    options = parser.parse_args()
+    own, _, rest = " ".join(sys.argv[1:]).partition(" -- ")
+    options = parser.parse_args(own.split())
     binary = os.path.abspath(options.binary)
     nuisances = 8
-    arguments = [OPENPI, "libero", "--max-connections", options.robots + 4 * nuisances, "--queue", 1024, "--log-level", "warn"]
-    results, failures = {}, []
+    arguments = [options.checkpoint, "libero", "--max-connections", options.robots + 4 * nuisances, "--queue", 1024, "--log-level",
+                 "warn", *rest.split()]
+    results, failures = {"serve": rest}, []
 
     if options.ladder:
         results["ladder"] = []
-        for batch in (16, 1):
+        for batch in (options.batch, 1):
             with Server(binary, *arguments, "--max-batch", batch) as server:
                 requests = Requests(server)
                 for robots in (1, 8, 32, 64):
-                    result = {"max_batch": batch, **drive(server, requests, robots, 10)}
+                    result = {"max_batch": batch, **drive(server, requests, robots, options.rung_seconds)}
                     results["ladder"].append(result)
                     print(json.dumps(result), flush=True)
                     failures += [f"{result}"] if result["mixed"] or result["lost"] else []
 
-    with Server(binary, *arguments, "--max-batch", 16, "--idle-s", 10) as server:
+    if options.seconds > 0:
+        soak(binary, arguments, options, nuisances, results, failures)
+    if options.json:
+        with open(options.json, "w") as file:
+            json.dump(results, file, indent=1)
+    for failure in failures:
+        print("FAILED:", failure)
+    return bool(failures)
+
+
+def soak(binary, arguments, options, nuisances, results, failures):
+    with Server(binary, *arguments, "--max-batch", options.batch, "--idle-s", 10) as server:
         requests = Requests(server)
         memory = []
         result = drive(server, requests, options.robots, options.seconds, lambda i: 1 if i % 8 else 4, nuisances,
@@ -232,13 +249,6 @@ def main():
         if result["mixed"] or result["lost"] or result["left_behind"] or result["queue_left"]:
             failures.append("replies were lost or mixed, or connections or requests were left behind")
         result["exit_s"] = round(server.stop(), 2)
-
-    if options.json:
-        with open(options.json, "w") as file:
-            json.dump(results, file, indent=1)
-    for failure in failures:
-        print("FAILED:", failure)
-    return bool(failures)
 
 
 if __name__ == "__main__":

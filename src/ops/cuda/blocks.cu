@@ -99,8 +99,8 @@ void CudaBackend::product_into_rows(Product op, const Matrix& x, const Count& ro
       const std::int64_t pitch = static_cast<std::int64_t>(rows.capacity) * op.w.n;
       op.splits = splits;
       op.split_pitch = pitch;
-      op.partials =
-          static_cast<float*>(scratch(partials_, static_cast<std::uint64_t>(pitch * splits) * sizeof(float)));
+      op.partials = static_cast<float*>(
+          scratch(partials_[lane_], static_cast<std::uint64_t>(pitch * splits) * sizeof(float)));
       end.partials = op.partials;
       end.splits = splits;
       end.split_pitch = pitch;
@@ -124,7 +124,7 @@ void CudaBackend::do_matmul(const Matmul& op) {
   if (p.w.tensor_core && p.x.dtype == DType::kF32) {  // its input is rounded to what the tensor cores take
     p.x.dtype = DType::kBF16;
     p.x.pitch = pitch(p.x.cols, DType::kBF16);
-    p.x.data = scratch(rounded_, static_cast<std::uint64_t>(op.rows.capacity * p.x.pitch) * 2);
+    p.x.data = scratch(rounded_[lane_], static_cast<std::uint64_t>(op.rows.capacity * p.x.pitch) * 2);
     if (failed()) return;
     ok(round_rows(stream_, op.x, p.x, op.rows), "rounding");
   }

@@ -63,6 +63,14 @@ Result<std::unique_ptr<CudaBackend>> CudaBackend::create(const std::string& prec
   SF_RETURN_IF_ERROR(
       must(cudaStreamCreateWithFlags(&b->stream_.stream, cudaStreamNonBlocking), "cudaStreamCreate"));
   for (cudaEvent_t& event : b->marks_) SF_RETURN_IF_ERROR(must(cudaEventCreate(&event), "cudaEventCreate"));
+  b->lane_streams_[0] = b->stream_.stream;
+  SF_RETURN_IF_ERROR(must(cudaEventCreateWithFlags(&b->forked_, cudaEventDisableTiming), "cudaEventCreate"));
+  for (int i = 1; i < kMostLanes; ++i) {
+    SF_RETURN_IF_ERROR(
+        must(cudaStreamCreateWithFlags(&b->lane_streams_[i], cudaStreamNonBlocking), "cudaStreamCreate"));
+    SF_RETURN_IF_ERROR(
+        must(cudaEventCreateWithFlags(&b->lane_ended_[i], cudaEventDisableTiming), "cudaEventCreate"));
+  }
   SF_RETURN_IF_ERROR(must(cudaMalloc(&b->bad_, sizeof(int)), "cudaMalloc"));
   if (b->wgmma_ && path == CudaPath::kBest && expert_loop_fits()) {
     SF_ASSIGN_OR_RETURN(void* counters, b->allocate(kLoopCounterWords * sizeof(unsigned)));
@@ -82,6 +90,11 @@ CudaBackend::~CudaBackend() {
     if (event != nullptr) cudaEventDestroy(event);
   for (cudaEvent_t event : staged_)
     if (event != nullptr) cudaEventDestroy(event);
+  if (forked_ != nullptr) cudaEventDestroy(forked_);
+  for (int i = 1; i < kMostLanes; ++i) {
+    if (lane_ended_[i] != nullptr) cudaEventDestroy(lane_ended_[i]);
+    if (lane_streams_[i] != nullptr) cudaStreamDestroy(lane_streams_[i]);
+  }
   for (void* block : blocks_) cudaFree(block);
   for (void* block : landing_) cudaFree(block);
   cudaFree(bad_);
@@ -347,6 +360,38 @@ void CudaBackend::make_room() {
   if (late < kLateRecordings) return;
   cudaGraphExecDestroy(oldest->second.graph);
   recordings_.erase(oldest);
+}
+
+// A few chains of short kernels hide each other's beginnings and ends; many rows fill the device by
+// themselves.
+int CudaBackend::lanes(int n) const { return wgmma_ && n > 1 && n <= kMostLanes ? n : 1; }
+
+void CudaBackend::begin_lane(int lane, int lanes) {
+  if (failed() || lanes == 1) return;
+  select();
+  if (lane == 0) {
+    stream_.lanes = lanes;
+    ok(cudaEventRecord(forked_, stream_.stream), "event");
+    for (int i = 1; i < lanes; ++i) ok(cudaStreamWaitEvent(lane_streams_[i], forked_), "event");
+    return;
+  }
+  lane_ = lane;
+  stream_.stream = lane_streams_[lane];
+  ok(start_chain(stream_), "lane");
+}
+
+void CudaBackend::end_lanes() {
+  if (stream_.lanes == 1) return;
+  const int lanes = stream_.lanes;
+  stream_.stream = lane_streams_[0];
+  stream_.lanes = 1;
+  lane_ = 0;
+  if (failed()) return;
+  for (int i = 1; i < lanes; ++i) {
+    ok(cudaEventRecord(lane_ended_[i], lane_streams_[i]), "event");
+    ok(cudaStreamWaitEvent(stream_.stream, lane_ended_[i]), "event");
+  }
+  ok(start_chain(stream_), "lane");
 }
 
 void CudaBackend::do_letterbox(const Letterbox& op) { ok(cuda::letterbox(stream_, op), "letterbox"); }

@@ -50,6 +50,9 @@ class CudaBackend : public Backend {
               const std::function<void()>& body) override;
   int recordings() const override { return made_; }
   void keep_recordings() override;
+  int lanes(int n) const override;
+  void begin_lane(int lane, int lanes) override;
+  void end_lanes() override;
   void mark(int i) override;
   double elapsed(int i, int j) override;
 
@@ -117,6 +120,11 @@ class CudaBackend : public Backend {
   bool half_ = false, wgmma_ = false, clusters_ = false, loop_ = false;
   std::string name_, hardware_;
   Stream stream_;
+  // Lane 0 is the stream itself; the others have one of their own, while they last.
+  static constexpr int kMostLanes = 3;
+  int lane_ = 0;
+  cudaStream_t lane_streams_[kMostLanes] = {};
+  cudaEvent_t forked_ = nullptr, lane_ended_[kMostLanes] = {};
   std::vector<void*> blocks_, pinned_;
   struct Room {
     char* next = nullptr;
@@ -147,7 +155,8 @@ class CudaBackend : public Backend {
   LoopLaunch loop_launch_;           // the last
   LoopLauncher loop_launcher_ = nullptr;
   Scratch squares_, expert_rows_;  // the denoise loop's: sums of squares, rows between its products
-  Scratch partials_, rounded_;     // of sums that are split; inputs rounded to bf16
+  // Of each lane: parts of sums that are split; inputs rounded to bf16.
+  Scratch partials_[kMostLanes], rounded_[kMostLanes];
 };
 
 }  // namespace servoflow::ops::cuda

@@ -107,8 +107,9 @@ void CudaBackend::run_loop(const DenoiseLoop& op, const float* shift) {
   }
   const KvCache& cache = *step.cache;
   loop.side_rows = static_cast<std::int64_t>(cache.slots) * cache.keys;
-  if (!tensor_map(loop.keys, loop.qkv.k, 2 * cache.layers * loop.side_rows, kExpertHeadDim, kExpertHeadDim,
-                  32))
+  const std::int64_t keys = 2 * cache.layers * loop.side_rows;
+  if (!tensor_map_of_rows(loop.keys, loop.qkv.k, keys, kExpertHeadDim, kExpertHeadDim, kLoopChunkKeys) ||
+      !tensor_map_of_rows(loop.few_keys, loop.qkv.k, keys, kExpertHeadDim, kExpertHeadDim, kLoopSuffixKeys))
     return fail(Status::runtime("cuda: the driver refuses to describe the cache to the copy engine"));
   if (!recording_) take_turn();
   loop_launch_ = {.first = op.first, .steps = op.steps, .depth = w.depth, .rows = step.segments.max_rows};

@@ -28,6 +28,8 @@ __global__ void SF_CLUSTER(kLoopRanks) __launch_bounds__(kThreads, 1)
     barrier_init(barriers.done(), 1);
     barrier_init(barriers.received(), 1);
     barrier_init(barriers.queries(), 1);
+    barrier_init(barriers.told(), 1);
+    barrier_init(barriers.down_seen(), 1);
     barrier_init(barriers.may_send(), kLoopRanks);
     barriers_ready();
   }
@@ -48,7 +50,8 @@ __global__ void SF_CLUSTER(kLoopRanks) __launch_bounds__(kThreads, 1)
                     .cluster = block / kLoopRanks,
                     .rank = block % kLoopRanks,
                     .lane = thread % 32,
-                    .ring = Ring(block)};
+                    .ring = Ring(block),
+                    .behind = Ring(block)};
     if (thread < kCompute + 32) {
       fetcher.weights();
     } else if (thread < kCompute + 64) {

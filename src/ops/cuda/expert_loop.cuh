@@ -14,8 +14,9 @@
 namespace servoflow::ops::cuda {
 
 inline constexpr int kLoopClusters = 15, kLoopRanks = 8, kLoopBlocks = kLoopClusters * kLoopRanks;
-inline constexpr int kLoopRows = 56;   // of one request, in groups of 8
-inline constexpr int kLoopKeys = 128;  // that one block of a cluster can attend to
+inline constexpr int kLoopRows = 56;                            // of one request, in groups of 8
+inline constexpr int kLoopKeys = 128;                           // that one block of a cluster can attend to
+inline constexpr int kLoopChunkKeys = 32, kLoopSuffixKeys = 8;  // of one copy: the prefix's, the suffix's
 inline constexpr int kLoopLayers = 32;
 
 // Keys of a request are dealt to the eight blocks of a cluster: an eighth of the prefix's and an eighth of
@@ -39,7 +40,7 @@ struct ExpertLoop {
   Segments segments;  // one per request
   DeviceQkv qkv;      // of layer 0; later layers `layer_bytes` further
   std::int64_t layer_bytes = 0;
-  CUtensorMap keys;            // of the whole cache, in boxes of 32 keys by 64 columns
+  CUtensorMap keys, few_keys;  // the whole cache in boxes of 32 keys, and of 8
   std::int64_t side_rows = 0;  // of it, from a layer's keys to its values and on to the next layer's keys
   float scale = 1;             // of the scores
   const float* modulation = nullptr;  // [steps][site][scale, shift, gate][width]

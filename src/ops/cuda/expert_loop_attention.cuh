@@ -42,6 +42,38 @@ __device__ __forceinline__ void Computer::attention(const Request& r, int reques
   float* totals = reinterpret_cast<float*>(shared + kTotalsAt);
   const float factor = op.scale * kLog2E;
 
+  // ---- the prefix's values, which are taken while the scores are made: 16 columns of two halves, by 32 keys
+  const int count = r.keys_of(rank);
+  constexpr int kAtOnce = 3;  // chunks; a fourth comes behind them
+  std::uint32_t values[kAtOnce][2][2][4];
+  const auto take_values = [&](int c, std::uint32_t(&v)[2][2][4]) {
+    const Ring at = ring.ahead(r.chunks + c);
+    const std::uint32_t from =
+        base + at.at() +
+        static_cast<std::uint32_t>(2 * warpgroup * kBoxBytes + (lane / 16 * 8 + lane % 8) * 128 +
+                                   ((2 * (warp % 4) + lane / 8 % 2) ^ lane % 8) * 16);
+    barrier_wait(barriers.full(at.slot), at.parity);
+#pragma unroll
+    for (int k = 0; k < 2; ++k)
+#pragma unroll
+      for (int t = 0; t < 2; ++t)
+        load_matrix_transposed(v[k][t], from + static_cast<std::uint32_t>(16 * k * 128 + t * kBoxBytes));
+    __syncwarp();
+    give_back(at.slot, 1);
+    // What is multiplied by nothing must be a number, and behind the prefix's last key nobody knows what
+    // lies.
+    if ((c + 1) * kChunkKeys > count)
+#pragma unroll
+      for (int k = 0; k < 2; ++k)
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const int left = count - (c * kChunkKeys + 16 * k + i / 2 * 8 + 2 * quad);
+          const std::uint32_t there = left >= 2 ? 0xffffffffu : left == 1 ? 0xffffu : 0u;
+          v[k][0][i] &= there;
+          v[k][1][i] &= there;
+        }
+  };
+
   // ---- scores of the prefix's keys
   const int chunk = warp / 2, key0 = chunk * kChunkKeys + warp % 2 * 16;
   const bool present = chunk < r.chunks;
@@ -79,11 +111,19 @@ __device__ __forceinline__ void Computer::attention(const Request& r, int reques
       }
     }
     wgmma_commit();
+#pragma unroll
+    for (int c = 0; c < kAtOnce; ++c) {
+      if (c < r.chunks) {
+        take_values(c, values[c]);
+      } else {
+#pragma unroll
+        for (int i = 0; i < 16; ++i) values[c][i / 8][i / 4 % 2][i % 4] = 0;
+      }
+    }
     wgmma_wait<0>();
     settled(s);
   }
   // Keys that are not there weigh nothing.
-  const int count = r.keys_of(rank);
   float v[14];
   if (key0 + 16 > count)
 #pragma unroll
@@ -107,7 +147,7 @@ __device__ __forceinline__ void Computer::attention(const Request& r, int reques
     v[2 * j] = s[4 * j] + s[4 * j + 2];
     v[2 * j + 1] = s[4 * j + 1] + s[4 * j + 3];
   }
-  if (present) {
+  if (present || chunk < kAtOnce) {
     // [row][8 keys], a matrix of eight by eight from every fragment.
     const std::uint32_t to = base + kWeightsAt +
                              static_cast<std::uint32_t>(lane / 16 * kWeightGroup +
@@ -125,60 +165,44 @@ __device__ __forceinline__ void Computer::attention(const Request& r, int reques
   fence_async();
   compute_sync();
 
-  // ---- the values of the prefix
+  // ---- times the prefix's values
   float o[2][28] = {};
-  const std::uint32_t value =
-      static_cast<std::uint32_t>(2 * warpgroup * kBoxBytes + (lane / 16 * 8 + lane % 8) * 128 +
-                                 ((2 * (warp % 4) + lane / 8 % 2) ^ lane % 8) * 16);
-  Ring at = ring.ahead(r.chunks);
-  std::uint64_t weights = core_descriptor(base + kWeightsAt, kWeightGroup);
-#pragma unroll 1
-  for (int c = 0; c < r.chunks; ++c, at.advance(1), weights += 4 * 8) {
-    barrier_wait(barriers.full(at.slot), at.parity);
-    // What is multiplied by nothing must be a number, and behind the prefix's last key nobody knows what
-    // lies.
-    const int here = count - c * kChunkKeys;
-    if (here < kChunkKeys) {
-      for (int i = max(0, here) * 32 + thread; i < kChunkKeys * 32; i += kCompute)
-        *reinterpret_cast<uint4*>(shared + at.at() + i / 8 % 4 * kBoxBytes + i / 32 * 128 + i % 8 * 16) =
-            make_uint4(0, 0, 0, 0);
-      fence_async();
-      compute_sync();
-    }
-    std::uint32_t a[2][2][4];
+  const std::uint64_t weights = core_descriptor(base + kWeightsAt, kWeightGroup);
+  const auto multiply_values = [&](int c, const std::uint32_t(&v)[2][2][4]) {
 #pragma unroll
     for (int k = 0; k < 2; ++k)
 #pragma unroll
-      for (int t = 0; t < 2; ++t)
-        load_matrix_transposed(
-            a[k][t], base + at.at() + value + static_cast<std::uint32_t>(16 * k * 128 + t * kBoxBytes));
+      for (int t = 0; t < 2; ++t) wgmma_of_registers(o[t], v[k][t], weights + 4 * 8 * c + 16 * k);
+  };
+  wgmma_fence();
+#pragma unroll
+  for (int c = 0; c < kAtOnce; ++c) multiply_values(c, values[c]);
+  wgmma_commit();
+  wgmma_wait<0>();
+  if (r.chunks > kAtOnce) {
+    take_values(kAtOnce, values[0]);
     wgmma_fence();
-#pragma unroll
-    for (int k = 0; k < 2; ++k)
-#pragma unroll
-      for (int t = 0; t < 2; ++t) wgmma_of_registers(o[t], a[k][t], weights + 16 * k);
+    multiply_values(kAtOnce, values[0]);
     wgmma_commit();
-    __syncwarp();
-    give_back(at.slot, 1);
     wgmma_wait<0>();
   }
   settled(o[0]);
   settled(o[1]);
-  ring = at;
+  ring.advance(2 * r.chunks);
 
   // ---- the suffix's keys, of eight rows by each warp but the last
   wait_rows(0);
   rows_parity ^= 1;
   if (warp < r.groups) {
     float parts[4][4] = {};
-    const std::uint32_t keys =
-        base + kSuffixAt + static_cast<std::uint32_t>(lane % 8 * kKeyPitch + lane / 8 * 16);
+    const std::uint32_t keys = base + kSuffixAt + static_cast<std::uint32_t>(lane % 8 * 128);
     const std::uint32_t queries =
         base + kQueriesAt + static_cast<std::uint32_t>(warp * kQueryGroup + lane / 8 * 128 + lane % 8 * 16);
 #pragma unroll
     for (int c = 0; c < 8; ++c) {
       std::uint32_t k[4], q[4];
-      load_matrix(k, keys + c * 64);
+      load_matrix(k, keys + static_cast<std::uint32_t>(c / 2 * kSuffixKeys * 128 +
+                                                       ((c % 2 * 4 + lane / 8) ^ lane % 8) * 16));
       load_matrix(q, queries + c * 512);
       const std::uint32_t first[4] = {k[0], 0, k[1], 0}, second[4] = {k[2], 0, k[3], 0};
       mma(parts[c % 2 * 2], first, q[0], q[1]);
@@ -217,7 +241,7 @@ __device__ __forceinline__ void Computer::attention(const Request& r, int reques
     if (eighth == 0) *reinterpret_cast<float2*>(shrink + 8 * warp + 2 * quad) = make_float2(left[0], left[1]);
     const std::uint32_t remote = in_rank(base, eighth);
     send_quad(remote + kReceivedTotals + rank * kRowTotals + (8 * warp + 2 * quad) * 8,
-              remote + (barriers.received() - base), __float_as_uint(largest[0]), __float_as_uint(total[0]),
+              remote + (barriers.told() - base), __float_as_uint(largest[0]), __float_as_uint(total[0]),
               __float_as_uint(largest[1]), __float_as_uint(total[1]));
   }
   compute_sync();
@@ -236,9 +260,12 @@ __device__ __forceinline__ void Computer::attention(const Request& r, int reques
     std::uint32_t a[4];
     load_matrix_transposed(
         a, base + kSuffixAt +
-               static_cast<std::uint32_t>(
-                   (kSuffixKeys + lane % 8) * kKeyPitch +
-                   (warpgroup * 128 + lane / 16 * 64 + warp % 4 * 16 + lane / 8 % 2 * 8) * 2));
+               static_cast<std::uint32_t>(kSuffixKeys * (kKeyPitch + (2 * warpgroup + lane / 16) * 128) +
+                                          lane % 8 * 128 + ((warp % 4 * 2 + lane / 8 % 2) ^ lane % 8) * 16));
+    const int left = min(r.suffix_keys, r.s.rows - rank * r.suffix_keys) - 2 * quad;
+    const std::uint32_t there = left >= 2 ? 0xffffffffu : left == 1 ? 0xffffu : 0u;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) a[i] &= there;
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
       std::uint32_t b[4];
@@ -269,8 +296,9 @@ __device__ __forceinline__ void Computer::attention(const Request& r, int reques
       send_pair(remote + kReceived + rank * kSumBytes + 3 * 1024 + slot * 8, barrier,
                 __uint_as_float(pair_of(12)), __uint_as_float(pair_of(13)));
   }
-  barrier_wait_cluster(barriers.received(), received_parity);
-  received_parity ^= 1;
+  // What each rank's sums count for is worked out while they are under way.
+  barrier_wait_cluster(barriers.told(), told_parity);
+  told_parity ^= 1;
   if (thread < 8 * r.groups) {
     float2 of[kLoopRanks];
     float largest = kLeast, whole = 0;
@@ -289,6 +317,8 @@ __device__ __forceinline__ void Computer::attention(const Request& r, int reques
     for (int i = 0; i < kLoopRanks; ++i) totals[i * 64 + thread] = of[i].x * inverse;
   }
   compute_sync();
+  barrier_wait_cluster(barriers.received(), received_parity);
+  received_parity ^= 1;
   const int part = thread / 64, slot = thread % 64;
   if (part < pairs || (part == 3 && r.groups == 7)) {
     float sum[4][2] = {};  // [group][column, 8 columns on][row]

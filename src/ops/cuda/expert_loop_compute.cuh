@@ -15,7 +15,7 @@ struct Computer {
   int requests, block, cluster, rank, thread;
   Ring ring;
   std::uint32_t rows_parity = 0;  // a bit for each part
-  std::uint32_t inverse_parity = 0, received_parity = 0, send_parity = 0, queries_parity = 0;
+  std::uint32_t inverse_parity = 0, received_parity = 0, send_parity = 0, queries_parity = 0, told_parity = 0;
   int warp, lane, warpgroup, row,
       quad;  // row: of 64, the thread's first; quad: its columns are 2 quad and the next
 
@@ -252,9 +252,11 @@ struct Computer {
   __device__ __forceinline__ void queries(const Request& r, int step, int layer) {
     uint2 out[2];
     qkv(r, step, layer, out, [&] {
-      announce(kLoopRanks * (64 * (16 * pairs_of_groups(r) + (r.groups == 7 ? 8 : 0)) + 64 * r.groups));
-      if (thread == 0)
+      announce(kLoopRanks * 64 * (16 * pairs_of_groups(r) + (r.groups == 7 ? 8 : 0)));
+      if (thread == 0) {
+        barrier_expect(barriers.told(), static_cast<std::uint32_t>(kLoopRanks * 64 * r.groups));
         barrier_expect(barriers.queries(), static_cast<std::uint32_t>(r.s.rows * kExpertHeadDim * 2));
+      }
       if (thread / 64 == 1) reinterpret_cast<int*>(shared + kMaximaAt)[thread % 64] = ordered(kLeast);
       fence_async();
       if (thread == 32) barrier_arrive(barriers.done());

@@ -12,11 +12,23 @@ struct Fetcher {
   Barriers barriers;
   std::uint32_t base;  // of shared memory
   int requests, block, cluster, rank, lane;
-  Ring ring;
+  Ring ring, behind;
+  int under_way = 0;
 
   __device__ __forceinline__ Request request(int i) const { return Request(segments[i]); }
 
   // ---- weights, keys and values
+  // Two chunks are under way at a time: more of them stand in the way of the rows that tasks wait for, and of
+  // the counts, without coming any sooner. Returns when the next chunk's slot is free and it may start.
+  __device__ __forceinline__ void wait_for_room() {
+    barrier_wait(barriers.empty(ring.slot), ring.parity ^ 1);
+    if (under_way < 2) {
+      ++under_way;
+      return;
+    }
+    barrier_wait(barriers.full(behind.slot), behind.parity);
+    behind.advance(1);
+  }
   // `chunks` chunks of `pieces` times 128 columns from column `depth0`, of `tiles` tiles of eight weight rows
   // from tile `tile0` of `all`.
   __device__ __forceinline__ void fetch_weights(const __nv_bfloat16* weight, int tile0, int tiles, int all,
@@ -26,7 +38,7 @@ struct Fetcher {
 #pragma unroll 1
     for (int c = 0; c < chunks; ++c) {
       const std::uint32_t full = barriers.full(ring.slot);
-      barrier_wait(barriers.empty(ring.slot), ring.parity ^ 1);
+      wait_for_room();
       if (lane == 0) {
         barrier_expect(full, static_cast<std::uint32_t>(pieces * bytes));
 #pragma unroll 1
@@ -39,16 +51,27 @@ struct Fetcher {
       ring.advance(1);
     }
   }
+  // The ring has no room for all of gate and up's weights while it waits for their rows: the rest comes as
+  // far as L2.
+  __device__ __forceinline__ void bring_nearer(const __nv_bfloat16* gate_up) const {
+    if (lane >= ring.slots && lane < kGatedChunks) {
+      const __nv_bfloat16* from =
+          gate_up + (static_cast<std::int64_t>(lane) * (2 * kExpertMlp / 8) + 2 * gated_group(block)) * 1024;
+      asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from),
+                   "r"(2 * gated_groups(block) * 2048)
+                   : "memory");
+    }
+    __syncwarp();
+  }
   // 32 of this rank's keys (side 0) or their values, and whatever lies behind the last of them.
   __device__ __forceinline__ void fetch_keys(const Request& r, int layer, int side, int chunk) {
     const std::uint32_t full = barriers.full(ring.slot);
-    barrier_wait(barriers.empty(ring.slot), ring.parity ^ 1);
+    wait_for_room();
     if (lane == 0) {
       const int row = static_cast<int>((2 * layer + side) * op.side_rows) + r.s.slot * op.qkv.keys +
                       rank * r.prefix_keys + chunk * kChunkKeys;
       barrier_expect(full, 4 * kBoxBytes);
-#pragma unroll 1
-      for (int i = 0; i < 4; ++i) tensor_load(base + ring.at() + i * kBoxBytes, &op.keys, 64 * i, row, full);
+      tensor_load_rows(base + ring.at(), &op.keys, row, full);
     }
     __syncwarp();
     ring.advance(1);
@@ -63,6 +86,9 @@ struct Fetcher {
 #pragma unroll 1
     for (int turn = 0; turn < op.steps * op.depth; ++turn) {
       const ExpertLoop::Layer& l = op.layers[turn % op.depth];
+      // Not while blocks wait for each other's hidden rows: they would wait for these weights, too.
+      if (has_qkv(block) && turn > 0)
+        barrier_wait(barriers.down_seen(), static_cast<std::uint32_t>(turn - 1) % 2);
       if (has_qkv(block))
 #pragma unroll 1
         for (int i = 0; i < requests; ++i) {
@@ -83,6 +109,7 @@ struct Fetcher {
       for (int task = 0; task < 3; ++task) {  // out, gate and up, down
         const bool gated = task == 1;
         const int width = task == 0 ? kAttended : kExpertMlp;
+        if (gated) bring_nearer(l.gate_up);
 #pragma unroll 1
         for (int i = 0; i < requests; ++i)
           fetch_weights(
@@ -174,6 +201,7 @@ struct Fetcher {
           } else {
             wait_counts(i, which, counters, target);
           }
+          if (task == kDown && i == 0 && lane == 0) barrier_arrive(barriers.down_seen());
           const __nv_bfloat16* from = op.edge.scaled + i * kLoopRows * kExpertWidth;
           int first = 0, parts = 4;
           if (task == kOut) {
@@ -197,24 +225,16 @@ struct Fetcher {
     }
   }
 
-  // This rank's share of the suffix's keys and values.
+  // This rank's share of the suffix's keys and values, and whatever lies behind it.
   __device__ __forceinline__ void fetch_suffix(const Request& r, int layer) const {
-    const int first = rank * r.suffix_keys, own = max(0, min(r.suffix_keys, r.s.rows - first));
-    if (lane == 0) {
-      if (own > 0) {
-        barrier_expect(barriers.rows(0), static_cast<std::uint32_t>(2 * own * kExpertHeadDim * 2));
-      } else {
-        barrier_arrive(barriers.rows(0));
-      }
-    }
+    constexpr int kSide = kSuffixKeys * kKeyPitch;
+    if (lane == 0) barrier_expect(barriers.rows(0), 2 * kSide);
     __syncwarp();
-    const int side = lane / kSuffixKeys, key = lane % kSuffixKeys;
-    if (side < 2 && key < own)
-      bulk_load(base + kSuffixAt + lane * kKeyPitch,
-                reinterpret_cast<const __nv_bfloat16*>(
-                    static_cast<const char*>(side == 0 ? op.qkv.k : op.qkv.v) + layer * op.layer_bytes) +
-                    op.qkv.cache_row(r.s.slot, 0, r.s.past + first + key),
-                kExpertHeadDim * 2, barriers.rows(0));
+    if (lane < 2)
+      tensor_load_rows(base + kSuffixAt + lane * kSide, &op.few_keys,
+                       static_cast<int>((2 * layer + lane) * op.side_rows) + r.s.slot * op.qkv.keys +
+                           r.s.past + rank * r.suffix_keys,
+                       barriers.rows(0));
   }
 };
 

@@ -20,8 +20,7 @@ inline constexpr int kCompute = 256, kThreads = kCompute + 128;
 inline constexpr int kMostWeights = 80, kMostSlots = 7;  // weight rows of a block; slots of the ring
 inline constexpr int kQkvChunks = 4, kOutChunks = 2, kGatedChunks = 8,
                      kDownChunks = 4;  // of a block's weights
-inline constexpr int kChunkKeys = 32,
-                     kKeyPitch = (kExpertHeadDim + 8) * 2;  // bytes, of the suffix's; rows in different banks
+inline constexpr int kChunkKeys = kLoopChunkKeys;
 inline constexpr int kBoxBytes =
     kChunkKeys * 128;  // 64 columns of a chunk's keys, pieces of 16 bytes swizzled
 
@@ -43,7 +42,8 @@ inline constexpr int kSharedBytes = kSegments + kLoopRequests * sizeof(Segment);
 inline constexpr int kHandedAt = 0, kWeightsAt = 0, kWeightGroup = kLoopKeys * 16;
 inline constexpr int kQueriesAt = 20480, kQueryGroup = kExpertHeadDim * 16;  // bytes of eight rows
 inline constexpr int kSuffixAt = kQueriesAt + kLoopRows / 8 * kQueryGroup;
-inline constexpr int kSuffixKeys = 8;  // of one rank: as many rows of keys, then of values
+inline constexpr int kSuffixKeys = kLoopSuffixKeys,
+                     kKeyPitch = kExpertHeadDim * 2;  // of one rank: rows of keys, then of values, in boxes
 // A row's largest score, as an integer of the same order; what that of the suffix leaves of the weights so
 // far; the suffix's weights, [group of 8 rows][8][8]; totals of each warp, later factors of each rank,
 // [8][64].
@@ -78,6 +78,10 @@ struct Barriers {
     return base + 8 * (2 * kMostSlots + 7);
   }  // the whole cluster is there
   __device__ std::uint32_t queries() const { return base + 8 * (2 * kMostSlots + 8); }
+  __device__ std::uint32_t down_seen() const {
+    return base + 8 * (2 * kMostSlots + 10);
+  }                                                                                  // its rows are there
+  __device__ std::uint32_t told() const { return base + 8 * (2 * kMostSlots + 9); }  // every rank's totals
 };
 
 // Weights are dealt in groups of 16 packed rows. The first clusters have a head each: its queries, of which a
@@ -135,7 +139,7 @@ struct Ring {
   }
 };
 static_assert(kChunkKeys * kExpertHeadDim * 2 <= kSlotBytes && 5 * kLargeSlotBytes <= kRingBytes);
-static_assert(kRing % 1024 == 0 && kSlotBytes % 1024 == 0 &&
+static_assert(kSuffixAt % 1024 == 0 && kRing % 1024 == 0 && kSlotBytes % 1024 == 0 &&
               kHeadClusters <= kSmallClusters);  // of the swizzle
 
 __device__ __forceinline__ unsigned* counter(const ExpertLoop& op, int request, int which) {

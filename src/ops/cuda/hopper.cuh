@@ -82,6 +82,15 @@ __device__ __forceinline__ void tensor_load(std::uint32_t shared, const void* ma
       "l"(map), "r"(column), "r"(row), "r"(barrier)
       : "memory");
 }
+// … of whole rows from `row`, where the map is of such (tensor_map_of_rows) …
+__device__ __forceinline__ void tensor_load_rows(std::uint32_t shared, const void* map, int row,
+                                                 std::uint32_t barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %2}], "
+      "[%4];" ::"r"(shared),
+      "l"(map), "r"(0), "r"(row), "r"(barrier)
+      : "memory");
+}
 // … and into both blocks of a cluster of two, at the same place, with a signal to each block's barrier.
 __device__ __forceinline__ void tensor_load_both(std::uint32_t shared, const void* map, int column, int row,
                                                  std::uint32_t barrier) {

@@ -54,6 +54,10 @@ cudaError_t euler_step(const Stream& s, const EulerStep& op);
 cudaError_t pack_rows(cudaStream_t stream, const void* from, DType dtype, int rows, int first,
                       const WeightLayout& layout, void* to, int* bad);
 
+// A kernel that does nothing, so that those behind it on a stream that has just forked or joined can start
+// early like any others.
+cudaError_t start_chain(const Stream& s);
+
 // Elements first … first + count - 1 of a sequence, float32 or bfloat16.
 cudaError_t fill_sequence(cudaStream_t stream, const Sequence& sequence, std::uint64_t first,
                           std::uint64_t count, DType dtype, void* to);

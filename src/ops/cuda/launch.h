@@ -10,6 +10,7 @@ namespace servoflow::ops::cuda {
 struct Stream {
   cudaStream_t stream = nullptr;
   bool early_start = false;  // the device and driver know programmatic launches
+  int lanes = 1;             // streams that share the device at the moment
 };
 
 template <typename... P, typename... A>

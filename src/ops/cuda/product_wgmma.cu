@@ -407,9 +407,11 @@ cudaError_t start(const Stream& s, const Product& op, const Plan& plan, int like
 // Cycles that a tile shape is expected to take, all in all. A step of depth takes as long as its arithmetic
 // or its way into shared memory and out of it again, whichever is longer, and a little for what it fetches; a
 // tile costs something to begin and end, and so does a cluster.
-double expected_cycles(const Product& op, const Plan& plan, int rows, int tile) {
+// Where several lanes share the device, they seldom all want their share of it.
+double expected_cycles(const Stream& s, const Product& op, const Plan& plan, int rows, int tile) {
   const int units = plan.across(rows, tile) * plan.down * op.splits;
-  const int at_once = clusters_at_once(plan.size()), waves = (units + at_once - 1) / at_once;
+  const int at_once = clusters_at_once(plan.size()) * 2 / (s.lanes + 1);
+  const int waves = (units + at_once - 1) / at_once;
   const double steps = (op.w.k + kDepth - 1) / kDepth / op.splits;
   const double fetched = 2.0 * kWeightBytes / plan.rows + tile * 64.0 / plan.weights;
   const double step = std::max(4.0 * tile, 256.0 + 3.0 * tile) + fetched / 400.0;
@@ -452,7 +454,7 @@ cudaError_t product_wgmma(const Stream& s, const Product& op, int likely_rows) {
     for (const auto& [weights, x] : {std::pair(1, 1), std::pair(1, 2), std::pair(2, 1)}) {
       const Plan tried{
           .weights = weights, .rows = x, .down = (op.w.padded_n / kWeights + weights - 1) / weights};
-      if (const double cycles = expected_cycles(op, tried, rows, tile); cycles < least) {
+      if (const double cycles = expected_cycles(s, op, tried, rows, tile); cycles < least) {
         least = cycles;
         best = tile;
         plan = tried;

@@ -12,4 +12,9 @@ namespace servoflow::ops::cuda {
 bool tensor_map(CUtensorMap& map, const void* data, std::int64_t rows, std::int64_t cols, std::int64_t pitch,
                 int box_rows);
 
+// Likewise in boxes of `box_rows` whole rows: 64 columns of all of them, then the next 64. `cols` is a
+// multiple of 64.
+bool tensor_map_of_rows(CUtensorMap& map, const void* data, std::int64_t rows, std::int64_t cols,
+                        std::int64_t pitch, int box_rows);
+
 }  // namespace servoflow::ops::cuda

@@ -69,6 +69,56 @@ void Vision::run(ops::Backend& backend, const VisionRun& run) const {
        .rows = run.rows,
        .epilogue = {.bias = patch_bias_, .row_bias = position_, .row_bias_period = sizes_.tokens()},
        .zone = "vision/patches"});
+  // Pictures do not look at each other: a few go through the blocks side by side, where the device can.
+  const int pictures = run.alone == nullptr ? 1 : run.pictures.likely;
+  if (const int lanes = backend.lanes(pictures); lanes > 1) {
+    for (int p = 0; p < lanes; ++p) {
+      backend.begin_lane(p, lanes);
+      run_blocks(backend, alone(backend, run, p));
+    }
+    backend.end_lanes();
+  } else {
+    run_blocks(backend, run);
+  }
+  backend.layer_norm(
+      {.x = run.x, .y = run.scratch.normed, .rows = run.rows, .weight = norm_weight_, .bias = norm_bias_});
+  // Image tokens are not rescaled (text tokens are).
+  backend.matmul({.x = run.scratch.normed,
+                  .w = &projector_,
+                  .y = run.out,
+                  .rows = run.rows,
+                  .epilogue = {.bias = projector_bias_, .row_map = run.row_map},
+                  .zone = "vision/projector"});
+}
+
+// What one picture's part of a run looks like to the blocks. Its rows are there: `likely` is what the call
+// has.
+VisionRun Vision::alone(ops::Backend& backend, const VisionRun& run, int picture) const {
+  const int tokens = sizes_.tokens(), first = picture * tokens;
+  const auto rows_of = [&](ops::Matrix m) {
+    if (m.data != nullptr)
+      m.data = static_cast<std::byte*>(m.data) +
+               static_cast<std::uint64_t>(first) * static_cast<std::uint64_t>(m.pitch) * dtype_size(m.dtype);
+    m.rows = tokens;
+    return m;
+  };
+  VisionRun one = run;
+  one.rows = {.capacity = tokens, .likely = tokens};
+  one.segments = {.device = run.alone + picture,
+                  .count = {.capacity = 1, .likely = 1},
+                  .max_rows = run.segments.max_rows,
+                  .max_keys = run.segments.max_keys};
+  one.x = rows_of(run.x);
+  one.scratch.normed = rows_of(run.scratch.normed);
+  one.scratch.qkv = rows_of(run.scratch.qkv);
+  one.scratch.q =
+      static_cast<std::byte*>(run.scratch.q) + backend.query_bytes(first, sizes_.heads, sizes_.head_dim());
+  one.scratch.attended = rows_of(run.scratch.attended);
+  one.scratch.hidden = rows_of(run.scratch.hidden);
+  return one;
+}
+
+void Vision::run_blocks(ops::Backend& backend, const VisionRun& run) const {
   for (std::size_t i = 0; i < blocks_.size(); ++i)
     backend.siglip_block({.weights = &blocks_[i],
                           .x = run.x,
@@ -79,15 +129,6 @@ void Vision::run(ops::Backend& backend, const VisionRun& run) const {
                           .scratch = run.scratch,
                           .next = i + 1 < blocks_.size() ? &blocks_[i + 1] : nullptr,
                           .normed = i > 0});
-  backend.layer_norm(
-      {.x = run.x, .y = run.scratch.normed, .rows = run.rows, .weight = norm_weight_, .bias = norm_bias_});
-  // Image tokens are not rescaled (text tokens are).
-  backend.matmul({.x = run.scratch.normed,
-                  .w = &projector_,
-                  .y = run.out,
-                  .rows = run.rows,
-                  .epilogue = {.bias = projector_bias_, .row_map = run.row_map},
-                  .zone = "vision/projector"});
 }
 
 }  // namespace servoflow::stages

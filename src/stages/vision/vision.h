@@ -17,6 +17,8 @@ struct VisionRun {
   float* pixels = nullptr;    // [pictures, image, image, 3] in [-1, 1]
   ops::Count pictures, rows;  // rows = pictures * tokens
   ops::Segments segments;     // one per picture, slot = picture
+  // Device, null or one per picture: its segment if it were the only one.
+  const ops::Segment* alone = nullptr;
   const ops::KvCache* cache = nullptr;
   ops::Matrix patches;  // [rows, 3 patch²] float32, or [rows, 9 patch²] bfloat16 in parts
   ops::Matrix x;        // [rows, width] float32
@@ -31,6 +33,9 @@ class Vision {
   void run(ops::Backend& backend, const VisionRun& run) const;
 
  private:
+  void run_blocks(ops::Backend& backend, const VisionRun& run) const;
+  VisionRun alone(ops::Backend& backend, const VisionRun& run, int picture) const;
+
   weights::VisionSizes sizes_;
   // Float32 in the network's own BF16 form; where that is slow its operands come in bfloat16 parts.
   ops::Weight patch_, projector_;
