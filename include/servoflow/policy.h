@@ -136,7 +136,8 @@ class Session {
   // The same with another seed from now on.
   void reset(std::uint64_t seed);
   const std::string& contract_hash() const;
-  // The contract as canonical JSON (what the hash is taken of).
+  // The contract as canonical JSON. The hash is taken of it without actions.names and actions.units: labels,
+  // which change nothing that is computed.
   const std::string& contract_json() const;
   // Where its inferences run: one of PolicyInfo::devices.
   const DeviceInfo& device() const;

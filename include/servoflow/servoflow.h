@@ -131,8 +131,8 @@ SERVOFLOW_API servoflow_status servoflow_session_new(servoflow_policy* policy,
                                                      servoflow_session** session);
 /* Starts an episode anew: request index 0, caches dropped. */
 SERVOFLOW_API servoflow_status servoflow_session_reset(servoflow_session* session);
-/* The robot contract as canonical JSON, and its SHA-256 in hexadecimal. Valid while the session's handle is.
- */
+/* The robot contract as canonical JSON, and the SHA-256, in hexadecimal, of that without the labels
+ * actions.names and actions.units. Valid while the session's handle is. */
 SERVOFLOW_API servoflow_status servoflow_session_contract(servoflow_session* session, const char** json,
                                                           const char** hash);
 SERVOFLOW_API servoflow_status servoflow_session_free(servoflow_session* session);

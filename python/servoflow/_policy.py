@@ -109,7 +109,7 @@ class Session(_Owner):
 
     @property
     def contract_hash(self) -> str:
-        """SHA-256 of `contract_json`, hexadecimal."""
+        """SHA-256 of `contract_json` without the labels `actions.names` and `actions.units`, hexadecimal."""
         return self._core.contract_hash()
 
     @property

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <utility>
 
+#include "contract/action_labels.h"
 #include "contract/json_fields.h"
 #include "contract/problems.h"
 #include "contract/validate.h"
@@ -110,6 +111,11 @@ Json contract_to_json(const Contract& contract) {
   for (const StatePart& part : contract.state_parts)
     parts.push_back({{"key", part.key}, {"width", part.width}});
   const Prompt& prompt = contract.prompt;
+  Json actions = {{"width", contract.actions.width},
+                  {"transforms", to_json(contract.actions.transforms)},
+                  {"normalization", to_json(contract.action_norm)}};
+  if (!contract.actions.names.empty()) actions["names"] = contract.actions.names;
+  if (!contract.actions.units.empty()) actions["units"] = contract.actions.units;
   return {{"name", contract.name},
           {"asset", contract.asset},
           {"resize", name_of(kResize, contract.resize)},
@@ -126,10 +132,7 @@ Json contract_to_json(const Contract& contract) {
             {"max_tokens", prompt.max_tokens},
             {"default", prompt.default_prompt ? Json(*prompt.default_prompt) : Json()},
             {"special_literals", prompt.special_literals}}},
-          {"actions",
-           {{"width", contract.actions.width},
-            {"transforms", to_json(contract.actions.transforms)},
-            {"normalization", to_json(contract.action_norm)}}}};
+          {"actions", std::move(actions)}};
 }
 
 Result<Contract> contract_from_json(const Json& json, const std::string& where) {
@@ -172,6 +175,7 @@ Result<Contract> contract_from_json(const Json& json, const std::string& where) 
     contract.actions.width = actions.integer("width", 0, kMaxWidth);
     contract.actions.transforms = read_transforms(actions);
     contract.action_norm = read_normalization(actions);
+    read_action_labels(actions, contract.actions);
     actions.refuse_unknown();
   }
   root.refuse_unknown();
@@ -187,7 +191,12 @@ std::string canonical_json(const Contract& contract) {
 }
 
 std::string contract_hash(const Contract& contract) {
-  const std::string text = canonical_json(contract);
+  // A robot refuses a policy of another hash. Names and units of actions change nothing that is computed, so
+  // that adding or mending them must not stop a robot.
+  Contract computed = contract;
+  computed.actions.names.clear();
+  computed.actions.units.clear();
+  const std::string text = canonical_json(computed);
   unsigned char digest[SHA256_DIGEST_LENGTH];
   SHA256(reinterpret_cast<const unsigned char*>(text.data()), text.size(), digest);
   std::string hex;

@@ -21,9 +21,9 @@ TEST(Canonical, RoundTripsAndHashes) {
                                         {.robot = robot, .assets = "", .lerobot_layout = lerobot});
     ASSERT_TRUE(contract.ok());
     const std::string text = canonical_json(*contract);
-    EXPECT_EQ(text.find(' '), std::string::npos) << "spaces only inside strings, and there are none here";
     const auto json = parse_json(text, "canonical");
     ASSERT_TRUE(json.ok());
+    EXPECT_EQ(json->dump(), text) << "spaces only inside strings";
     const auto again = contract_from_json(*json, "canonical");
     ASSERT_TRUE(again.ok()) << again.status().message();
     EXPECT_EQ(canonical_json(*again), text);
@@ -41,7 +41,7 @@ TEST(Canonical, RoundTripsAndHashes) {
   everything.state_transforms = {{"joint_flip", {1, -0.5}, ""}};
   everything.state_norm.kind = everything.action_norm.kind = NormKind::kIdentity;
   everything.prompt.default_prompt = "line\nbreak";
-  everything.actions = {14, {{"gripper", {6, 13}, "aloha"}}};
+  everything.actions = {14, {{"gripper", {6, 13}, "aloha"}}, {}, {}};
   const auto again = contract_from_json(contract_to_json(everything), "memory");
   ASSERT_TRUE(again.ok()) << again.status().message();
   EXPECT_EQ(contract_hash(*again), contract_hash(everything));
@@ -62,9 +62,34 @@ TEST(Canonical, HashIsSha256OfTheText) {
   EXPECT_EQ(contract_hash(contract), "74e4badc9be5b4273691c56197a3a56089692952c534cddd3bb70b376bb7f086");
 }
 
-TEST(Canonical, RefusesEveryMissingRetypedOrExtraField) {
-  const auto contract = load_contract(kOpenpi, {.robot = "libero"});
+// Labels travel with the contract, but a hash that robots refuse others by stands for what is computed.
+TEST(Canonical, LabelsOfActionsAreKeptAndNotHashed) {
+  auto contract = load_contract(kOpenpi, {.robot = "libero"});
   ASSERT_TRUE(contract.ok());
+  ASSERT_EQ(contract->actions.names.size(), 7u);
+  const auto again = contract_from_json(contract_to_json(*contract), "memory");
+  ASSERT_TRUE(again.ok()) << again.status().message();
+  EXPECT_EQ(again->actions.names, contract->actions.names);
+  EXPECT_EQ(again->actions.units, contract->actions.units);
+  EXPECT_NE(canonical_json(*contract).find(R"("names":["x",)"), std::string::npos);
+
+  Contract plain = *contract;
+  plain.actions.names.clear();
+  plain.actions.units.clear();
+  EXPECT_EQ(contract_hash(plain), contract_hash(*contract));
+  EXPECT_EQ(canonical_json(plain).find("names"), std::string::npos) << "as before there were labels";
+  EXPECT_EQ(canonical_json(plain).find("units"), std::string::npos);
+  // What it was before there were labels.
+  EXPECT_EQ(contract_hash(*contract), "2c4fb8a47530ad216c64c7a3b734c0876db6be3a551d3e1233e175b1f4ea450b");
+  plain.actions.width = 6;
+  EXPECT_NE(contract_hash(plain), contract_hash(*contract));
+}
+
+TEST(Canonical, RefusesEveryMissingRetypedOrExtraField) {
+  auto contract = load_contract(kOpenpi, {.robot = "libero"});
+  ASSERT_TRUE(contract.ok());
+  contract->actions.names.clear();  // may be missing
+  contract->actions.units.clear();
   const Json good = contract_to_json(*contract);
   ASSERT_TRUE(contract_from_json(good, "x").ok());
   int edits = 0;

@@ -77,6 +77,10 @@ struct Transform {
 struct Actions {
   int width = 0;                      // columns handed to the robot; 0: all of the model's
   std::vector<Transform> transforms;  // applied in order to un-normalised actions
+  // Labels for people, column by column ("x", "gripper") and what a value of 1 stands for ("m", "rad"; "1"
+  // for a plain number). Each empty or `width` long. They change no number and are not in the contract's
+  // hash.
+  std::vector<std::string> names, units;
 };
 
 struct Contract {

@@ -6,6 +6,7 @@
 #include <optional>
 #include <set>
 
+#include "contract/action_labels.h"
 #include "contract/json_fields.h"
 #include "contract/lerobot_steps.h"
 #include "contract/problems.h"
@@ -31,6 +32,7 @@ struct Features {
   int state_width = 0, action_width = 0;
   int max_tokens = 200;
   std::map<std::string, std::string> modes;  // "STATE" -> "QUANTILES"
+  std::vector<NamedColumns> action_names;
 };
 
 // The keys of an object in the file's own order, which decides the order of the cameras; Json itself sorts
@@ -114,7 +116,12 @@ Features read_config(std::string_view text, const Json& json, Problems& problems
     JsonFields features(*outputs, config.field("output_features"), problems);
     out.action_width = vector_width(features, kAction, action_fallback);
     features.refuse_unknown();
+    if (const Json* action = features.get(kAction, false); action != nullptr && action->is_object()) {
+      JsonFields columns(*action, features.field(kAction), problems);
+      read_column_names(columns, "names", out.action_names);
+    }
   }
+  read_column_names(config, "action_feature_names", out.action_names);
   if (const Json* modes = config.get("normalization_mapping", false)) {
     out.modes = read_norm_map(*modes, config.field("normalization_mapping"), problems);
   }
@@ -197,6 +204,23 @@ std::vector<CameraSlot> cameras_of(const Features& features,
   return cameras;
 }
 
+// The one list of names that all places agree on which have one; empty where none has.
+std::vector<std::string> action_names_of(const Features& features, const PreprocessorSteps& pre,
+                                         const NormalizerStep& post, Problems& problems) {
+  const NamedColumns* first = nullptr;
+  for (const auto* place : {&features.action_names, &pre.normalizer.action_names, &post.action_names}) {
+    for (const NamedColumns& columns : *place) {
+      check_labels(columns.names, features.action_width, true, columns.field, problems);
+      if (first != nullptr && columns.names != first->names) {
+        problems.add(columns.field,
+                     "names the action's columns otherwise than " + first->field + "; make them agree");
+      }
+      if (first == nullptr) first = &columns;
+    }
+  }
+  return first == nullptr ? std::vector<std::string>() : first->names;
+}
+
 Result<Statistics> read_state_tensors(const std::string& directory, const std::string& state_file,
                                       const std::string& feature) {
   const fs::path path(state_file);
@@ -255,6 +279,7 @@ Result<Contract> contract_from_lerobot(std::string_view config_text, const Json&
                      std::to_string(features.max_tokens) + "; make them agree");
   }
   contract.actions.width = features.action_width;
+  contract.actions.names = action_names_of(features, pre, post, problems);
   if (problems.empty()) {
     for (const std::string& line : validate(contract)) problems.add("", line);
   }
@@ -311,6 +336,8 @@ Result<Contract> combine_robot_with_lerobot(const std::string& robot, Contract l
   contract.prompt.max_tokens = lerobot.prompt.max_tokens;
   contract.prompt.special_literals = lerobot.prompt.special_literals;
   if (contract.actions.width == 0) contract.actions.width = lerobot.actions.width;
+  if (contract.actions.names.empty() && contract.actions.width == lerobot.actions.width)
+    contract.actions.names = std::move(lerobot.actions.names);
   SF_RETURN_IF_ERROR(validated(contract, where));
   return contract;
 }

@@ -99,14 +99,15 @@ void check_device(const std::map<std::string, Step>& steps, Problems& problems) 
   fields.refuse_unknown();
 }
 
-void check_relative(const std::map<std::string, Step>& steps, const char* name, Problems& problems) {
+void check_relative(const std::map<std::string, Step>& steps, const char* name,
+                    std::vector<NamedColumns>& action_names, Problems& problems) {
   const auto step = steps.find(name);
   if (step == steps.end()) return;
   JsonFields fields(*step->second.config, step->second.path, problems);
   refuse_unless(problems, !fields.boolean("enabled", false), fields.field("enabled"),
                 "relative actions are not supported; use a checkpoint trained on absolute ones");
   fields.get("exclude_joints", false);
-  fields.get("action_names", false);
+  read_column_names(fields, "action_names", action_names);
   fields.refuse_unknown();
 }
 
@@ -136,6 +137,10 @@ NormalizerStep read_normalizer(const std::map<std::string, Step>& steps, const c
     // lerobot normalizes a feature only when the step lists it: an absent one would silently stay raw.
     refuse_unless(problems, !list.is_object() || features->contains(feature), fields.field("features"),
                   std::string("does not list ") + feature);
+    if (const Json* action = list.get("action", false); action != nullptr && action->is_object()) {
+      JsonFields columns(*action, list.field("action"), problems);
+      read_column_names(columns, "names", out.action_names);
+    }
   }
   fields.refuse_unknown();
   return out;
@@ -158,6 +163,29 @@ void read_tokenizer(const std::map<std::string, Step>& steps, PreprocessorSteps&
 }
 
 }  // namespace
+
+void read_column_names(JsonFields& fields, const std::string& key, std::vector<NamedColumns>& out) {
+  const Json* value = fields.get(key, false);
+  if (value == nullptr || value->is_null()) return;
+  std::string field = fields.field(key);
+  if (value->is_object() && value->size() == 1) {
+    field += "." + value->begin().key();
+    value = &*value->begin();
+  }
+  if (!value->is_array()) {
+    return fields.problems().add(
+        field, "must be a list of names, or an object with one list in it, is " + json_kind(*value));
+  }
+  NamedColumns columns{.field = std::move(field), .names = {}};
+  for (const Json& name : *value) {
+    if (!name.is_string()) {
+      return fields.problems().add(columns.field + "[" + std::to_string(columns.names.size()) + "]",
+                                   "must be a string, is " + json_kind(name));
+    }
+    columns.names.push_back(name.get<std::string>());
+  }
+  out.push_back(std::move(columns));
+}
 
 std::map<std::string, std::string> read_norm_map(const Json& json, const std::string& path,
                                                  Problems& problems) {
@@ -203,9 +231,12 @@ PreprocessorSteps read_preprocessor(const Json& json, const std::string& path, P
   }
   check_no_settings(steps, "to_batch_processor", problems);
   check_no_settings(steps, "pi05_prepare_state_tokenizer_processor_step", problems);
-  check_relative(steps, "relative_actions_processor", problems);
+  std::vector<NamedColumns> action_names;
+  check_relative(steps, "relative_actions_processor", action_names, problems);
   check_device(steps, problems);
   out.normalizer = read_normalizer(steps, "normalizer_processor", "observation.state", problems);
+  out.normalizer.action_names.insert(out.normalizer.action_names.begin(), action_names.begin(),
+                                     action_names.end());
   read_tokenizer(steps, out, problems);
   return out;
 }
@@ -214,9 +245,10 @@ NormalizerStep read_postprocessor(const Json& json, const std::string& path, Pro
   const auto steps =
       read_steps(json, path, {"unnormalizer_processor", "absolute_actions_processor", "device_processor"},
                  {"unnormalizer_processor"}, problems);
-  check_relative(steps, "absolute_actions_processor", problems);
+  NormalizerStep out = read_normalizer(steps, "unnormalizer_processor", "action", problems);
+  check_relative(steps, "absolute_actions_processor", out.action_names, problems);
   check_device(steps, problems);
-  return read_normalizer(steps, "unnormalizer_processor", "action", problems);
+  return out;
 }
 
 }  // namespace servoflow::contract

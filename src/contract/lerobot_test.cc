@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <functional>
+#include <map>
 #include <random>
 
 #include "contract/validate.h"
@@ -188,6 +189,65 @@ TEST(Lerobot, RefusesStepsByName) {
   custom.pre["steps"][0].erase("registry_name");
   custom.pre["steps"][0]["class"] = "my.module.Step";
   expect_in(custom.refusal(), {"custom classes"});
+}
+
+// lerobot keeps the names of its dataset's columns in several places; they must agree.
+TEST(Lerobot, ReadsTheNamesOfActions) {
+  const Json names = {"x", "y", "z", "roll", "pitch", "yaw", "gripper"};
+  const auto expected = names.get<std::vector<std::string>>();
+  const auto put = [&](const std::string& place, const Json& value) {
+    Files files;
+    if (place == "config") {
+      files.edit_config("\"action_feature_names\": null", "\"action_feature_names\": " + value.dump());
+    } else if (place == "output") {
+      files.edit_config("\"type\": \"ACTION\",", "\"type\": \"ACTION\", \"names\": " + value.dump() + ",");
+    } else if (place.ends_with("normalizer_processor")) {
+      files.step(place)["config"]["features"]["action"]["names"] = value;
+    } else {
+      files.step(place)["config"]["action_names"] = value;
+    }
+    return files;
+  };
+  const auto none = Files().load();
+  ASSERT_TRUE(none.ok());
+  EXPECT_TRUE(none->actions.names.empty());
+  const std::map<std::string, std::string> places = {
+      {"config", "config.json.action_feature_names"},
+      {"output", "config.json.output_features.action.names"},
+      {"normalizer_processor", "policy_preprocessor.json: normalizer_processor.features.action.names"},
+      {"unnormalizer_processor", "policy_postprocessor.json: unnormalizer_processor.features.action.names"},
+      {"relative_actions_processor", "policy_preprocessor.json: relative_actions_processor.action_names"},
+      {"absolute_actions_processor", "policy_postprocessor.json: absolute_actions_processor.action_names"}};
+  for (const auto& [place, field] : places) {
+    SCOPED_TRACE(place);
+    for (const Json& value : {names, Json{{"motors", names}}}) {
+      const auto contract = put(place, value).load();
+      ASSERT_TRUE(contract.ok()) << contract.status().message();
+      EXPECT_EQ(contract->actions.names, expected);
+    }
+    EXPECT_TRUE(put(place, nullptr).load().ok());
+    Json odd = names;
+    odd[6] = "x";
+    expect_in(put(place, odd).refusal(), {field + "[6]: the name \"x\" is used twice"});
+    odd[6] = "";
+    expect_in(put(place, odd).refusal(), {field + "[6]: empty"});
+    odd[6] = 6;
+    expect_in(put(place, odd).refusal(), {field + "[6]: must be a string"});
+    odd.erase(6);
+    expect_in(put(place, odd).refusal(), {field + ": has 6 entries, the action has 7 columns"});
+    expect_in(put(place, Json::array()).refusal(), {field + ": has 0 entries"});
+    expect_in(put(place, "x").refusal(), {field + ": must be a list of names"});
+    expect_in(put(place, {{"a", names}, {"b", names}}).refusal(), {field + ": must be a list of names"});
+  }
+  Files two = put("config", names);
+  two.step("relative_actions_processor")["config"]["action_names"] = names;
+  EXPECT_TRUE(two.load().ok());
+  Json other = names;
+  other[0] = "X";
+  two.step("relative_actions_processor")["config"]["action_names"] = other;
+  expect_in(two.refusal(),
+            {"relative_actions_processor.action_names: names the action's columns otherwise than "
+             "config.json.action_feature_names"});
 }
 
 TEST(Lerobot, MissingStatistics) {

@@ -147,6 +147,14 @@ transforms = [{ delta = [0] }]
   EXPECT_EQ(contract->resize, Resize::kLerobotFloat);
   EXPECT_EQ(contract->action_norm.stats.q99, own->action_norm.stats.q99);
   EXPECT_EQ(contract->prompt.default_prompt, "wait");
+  EXPECT_TRUE(contract->actions.names.empty());
+  const auto labelled =
+      load_contract(kLerobot, {.robot = write("labels.toml", text + "names = [\"x\", \"y\", \"z\", \"u\", "
+                                                                    "\"v\", \"w\", \"grip\"]\n"),
+                               .lerobot_layout = true});
+  ASSERT_TRUE(labelled.ok()) << labelled.status().message();
+  EXPECT_EQ(labelled->actions.names.back(), "grip");
+  EXPECT_EQ(contract_hash(*labelled).size(), 64u);
   std::string plain = text;
   plain.replace(plain.find("default"), 7, "state_in_prompt = false\ndefault");
   EXPECT_FALSE(load_contract(kLerobot, {.robot = write("plain.toml", plain), .lerobot_layout = true}).ok());

@@ -25,6 +25,7 @@ class Problems {
     }
   }
   bool empty() const { return lines_.empty(); }
+  std::size_t count() const { return lines_.size() + left_out_; }
   const std::string& where() const { return where_; }
   const std::vector<std::string>& lines() const { return lines_; }
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "contract/action_labels.h"
 #include "contract/builtin_robots.h"
 #include "contract/json_fields.h"
 #include "contract/problems.h"
@@ -107,6 +108,7 @@ Contract read_robot(const Json& json, const std::vector<std::string>& slots, Pro
     JsonFields actions(*json_actions, "actions", problems);
     contract.actions.width = actions.integer("width", 0, kMaxWidth);
     contract.actions.transforms = read_transforms(actions);
+    read_action_labels(actions, contract.actions);
     actions.refuse_unknown();
   }
   root.refuse_unknown();

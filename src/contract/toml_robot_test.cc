@@ -25,6 +25,8 @@ default = "wait"
 max_tokens = 48
 [actions]
 width = 7
+names = ["x", "y", "z", "rx", "ry", "rz", "é"]
+units = ["m", "m", "m", "rad", "rad", "rad", "1"]
 transforms = [{ delta = [0, 1] }, { gripper = "aloha", dimensions = [6] }]
 )";
 
@@ -61,6 +63,8 @@ TEST(RobotFile, ReadsEveryField) {
   ASSERT_EQ(robot->actions.transforms.size(), 2u);
   EXPECT_EQ(robot->actions.transforms[0].name, "delta");
   EXPECT_EQ(robot->actions.transforms[1].values, std::vector<double>{6});
+  EXPECT_EQ(robot->actions.names, (std::vector<std::string>{"x", "y", "z", "rx", "ry", "rz", "é"}));
+  EXPECT_EQ(robot->actions.units, (std::vector<std::string>{"m", "m", "m", "rad", "rad", "rad", "1"}));
 }
 
 TEST(RobotFile, BuiltInRobots) {
@@ -74,6 +78,13 @@ TEST(RobotFile, BuiltInRobots) {
   EXPECT_EQ(load_robot("droid")->state_parts.size(), 2u);
   EXPECT_EQ(load_robot("libero")->actions.width, 7);
   EXPECT_EQ(load_robot("libero")->prompt.mode, PromptMode::kPlain);
+  for (const std::string& name :
+       list_builtin_robots()) {  // that the built-in ones have labels is no accident
+    const auto robot = load_robot(name);
+    const auto width = static_cast<std::size_t>(robot->actions.width);
+    EXPECT_EQ(robot->actions.names.size(), width) << name;
+    EXPECT_EQ(robot->actions.units.size(), width) << name;
+  }
   EXPECT_EQ(load_robot("aloha")->ignored_images, std::vector<std::string>{"images/cam_low"});
   const Status unknown = load_robot("pr2").status();
   EXPECT_NE(unknown.message().find("aloha, droid, libero, metaworld"), std::string::npos)
@@ -117,6 +128,18 @@ TEST(RobotFile, NamesWhatIsWrong) {
            {"max_tokens = 48", "max_tokens = 0", "prompt.max_tokens"},
            {"default = \"wait\"", "default = 3", "prompt.default"},
            {"width = 7", "width = -7", "actions.width"},
+           {"\"rz\", \"é\"]", "\"rz\"]", "actions.names: has 6 entries, the action has 7 columns"},
+           {"\"rz\", \"é\"]", "\"rz\", \"x\"]", "actions.names[6]: the name \"x\" is used twice"},
+           {"\"rz\", \"é\"]", "\"rz\", \"\"]", "actions.names[6]: empty"},
+           {"\"rz\", \"é\"]", "\"rz\", 7]", "actions.names[6]: must be a string"},
+           {"\"rz\", \"é\"]", "\"rz\", \"a\\nb\"]", "actions.names[6]: holds a control character"},
+           {"[\"x\", \"y\", \"z\", \"rx\", \"ry\", \"rz\", \"é\"]", "[]", "actions.names: empty"},
+           {"[\"x\", \"y\", \"z\", \"rx\", \"ry\", \"rz\", \"é\"]", "\"x\"",
+            "actions.names: must be an array"},
+           {"\"rad\", \"1\"]", "\"rad\"]", "actions.units: has 6 entries"},
+           {"\"rad\", \"1\"]", "\"rad\", \"\"]", "actions.units[6]: empty; a plain number has the unit"},
+           {"\"rad\", \"1\"]", "\"rad\", 1]", "actions.units[6]: must be a string"},
+           {"width = 7", "width = 0", "actions.names: needs the width"},
            {"delta = [0, 1]", "delta = [0, 7]", "delta dimension 7 lies beyond the action"},
            {"delta = [0, 1]", "delta = [0, -1]", "whole numbers"},
            {"delta = [0, 1]", "delta = [0, 1], joint_flip = [1]", "more than one transform"},

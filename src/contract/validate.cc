@@ -3,6 +3,7 @@
 #include <cmath>
 #include <set>
 
+#include "contract/action_labels.h"
 #include "contract/normalization.h"
 #include "contract/problems.h"
 #include "contract/transforms.h"
@@ -140,6 +141,7 @@ std::vector<std::string> validate(const Contract& contract) {
       problems.add("actions.width", "is " + std::to_string(columns) + ", but the statistics cover " +
                                         std::to_string(known) + " numbers");
     }
+    check_action_labels(contract.actions, problems);
   }
   check_statistics(contract.action_norm, "actions.statistics", problems);
 

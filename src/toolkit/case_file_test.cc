@@ -108,12 +108,14 @@ TEST(CaseFile, CarriesItsRobotsContract) {
   robot.state_norm.kind = robot.action_norm.kind = contract::NormKind::kIdentity;
   robot.actions.width = 2;
   robot.actions.transforms = {{"delta", {0}, ""}};
+  robot.actions.names = {"reach", "grip"};
   draft.metadata["contract"] = contract::canonical_json(robot);
   const Result<CaseFile> read = draft.read();
   ASSERT_TRUE(read.ok()) << read.status().message();
   ASSERT_TRUE(read->contract);
   EXPECT_EQ(read->contract->state_parts.size(), 2u);
   EXPECT_EQ(read->contract->actions.transforms[0].name, "delta");
+  EXPECT_EQ(read->contract->actions.names, robot.actions.names);
 
   draft.metadata["contract"] = "{";
   EXPECT_NE(draft.error().find("metadata contract"), std::string::npos) << draft.error();

@@ -5,6 +5,7 @@
 
 #include "contract/load.h"
 #include "contract/statistics.h"
+#include "contract/toml_robot.h"
 #include "core/status_macros.h"
 #include "stages/postprocess/postprocessor.h"
 #include "stages/preprocess/preprocessor.h"
@@ -78,6 +79,27 @@ Status CaseRunner::open_network(std::span<const CaseFile> cases) {
   return {};
 }
 
+namespace {
+
+// Labels that fit the case's columns: where neither case nor checkpoint has any, those of the built-in robot
+// that the case names, else of the one that the contract is called after.
+void label_actions(const std::string& case_robot, const std::string& contract_name,
+                   contract::Actions& actions) {
+  const std::vector<std::string> builtin = contract::list_builtin_robots();
+  for (const std::string& robot : {case_robot, contract_name}) {
+    if (!actions.names.empty() || !actions.units.empty()) break;
+    if (std::find(builtin.begin(), builtin.end(), robot) == builtin.end()) continue;
+    Result<contract::Contract> known = contract::load_robot(robot);
+    if (!known.ok() || known->actions.width != actions.width) continue;
+    actions.names = std::move(known->actions.names);
+    actions.units = std::move(known->actions.units);
+  }
+  for (std::vector<std::string>* labels : {&actions.names, &actions.units})
+    if (labels->size() != static_cast<std::size_t>(actions.width)) labels->clear();
+}
+
+}  // namespace
+
 // The case's own contract, or else the checkpoint's statistics; with the case's cameras, prompt and widths:
 // what a case says wins over a robot's file.
 Result<contract::Contract> CaseRunner::contract_for(const CaseFile& c) const {
@@ -101,6 +123,7 @@ Result<contract::Contract> CaseRunner::contract_for(const CaseFile& c) const {
     SF_ASSIGN_OR_RETURN(out, contract::load_contract(checkpoint_.path,
                                                      {.assets = options_.assets, .lerobot_layout = lerobot}));
   }
+  const std::string contract_name = out.name;
   out.name = c.robot;
   out.cameras.clear();
   for (const std::string& slot : c.slots) out.cameras.push_back({slot, slot, true});
@@ -109,6 +132,7 @@ Result<contract::Contract> CaseRunner::contract_for(const CaseFile& c) const {
       c.prompt_mode == CasePrompt::kState ? contract::PromptMode::kState : contract::PromptMode::kPlain;
   out.prompt.max_tokens = c.max_tokens;
   if (c.action_width) out.actions.width = *c.action_width;
+  label_actions(c.robot, contract_name, out.actions);
   return out;
 }
 

@@ -6,6 +6,7 @@
 #include <filesystem>
 #include <limits>
 
+#include "contract/action_labels.h"
 #include "core/status_macros.h"
 #include "quant/matrix.h"
 #include "quant/precision_plan.h"
@@ -284,10 +285,15 @@ Result<std::vector<Bound>> noise_bounds(const CompareOptions& options, const wei
   return out;
 }
 
-// "a<i>" where nobody named the column.
-std::vector<ComparedAction> new_actions(int width) {
+// Names and units are those of the robot's columns: normalised ones are the flow's, and more.
+std::vector<ComparedAction> new_actions(int width, const contract::Actions* robot) {
   std::vector<ComparedAction> out;
-  for (int d = 0; d < width; ++d) out.push_back({.index = d, .label = "a" + std::to_string(d)});
+  for (int d = 0; d < width; ++d) {
+    out.push_back({.index = d});
+    if (robot == nullptr) continue;
+    if (!robot->names.empty()) out.back().name = contract::action_name(*robot, d);
+    out.back().unit = contract::action_unit(*robot, d);
+  }
   return out;
 }
 
@@ -333,10 +339,14 @@ void fill_metrics(const std::vector<double>& action_cosines, CompareReport& r) {
   if (velocity.count > 0) m["velocity.cosine.all"] = velocity.cosine();
   m["not_finite"] = not_finite;
   if (r.layers) m["dead_outputs"] = dead;
-  for (const ComparedAction& a : r.actions) {
-    m["actions.mae." + a.label] = a.total.mae();
-    m["actions.max." + a.label] = a.total.largest;
-  }
+  // By index, which every column has; then by name, unless a column is called what another's index is.
+  for (const bool by_name : {false, true})
+    for (const ComparedAction& a : r.actions) {
+      if (by_name && a.name.empty()) continue;
+      const std::string column = by_name ? a.name : "a" + std::to_string(a.index);
+      m.try_emplace("actions.mae." + column, a.total.mae());
+      m.try_emplace("actions.max." + column, a.total.largest);
+    }
 }
 
 SideReport side_report(const CompareSide& side, const policy::NetworkInfo& info, std::vector<double> times) {
@@ -469,11 +479,14 @@ Result<CompareReport> compare(const CompareOptions& options) {
     action_cosines.push_back(cosine_of(x.normalized, y.normalized));
     const bool units = x.width > 0;
     const int width = units ? x.width : a->checkpoint().architecture.action_dim;
+    std::vector<ComparedAction> columns = new_actions(width, units ? &x.contract.actions : nullptr);
+    const bool same = std::equal(columns.begin(), columns.end(), report.actions.begin(), report.actions.end(),
+                                 [](const auto& p, const auto& q) { return p.label() == q.label(); });
     if (report.actions.empty()) {
-      report.actions = new_actions(width);
+      report.actions = std::move(columns);
       report.robot_units = units;
     }
-    if (static_cast<std::size_t>(width) == report.actions.size() && units == report.robot_units) {
+    if ((same || i == 0) && units == report.robot_units) {
       const std::vector<double> xa =
           units ? x.actions : std::vector<double>(x.normalized.begin(), x.normalized.end());
       const std::vector<double> ya =

@@ -62,8 +62,9 @@ struct ComparedTensor {
 
 struct ComparedAction {
   int index = 0;
-  std::string label;
-  Difference total;  // in robot units, or normalised where cases say no units
+  std::string name, unit;     // of the robot's contract, where it has them
+  std::string label() const;  // "x [m]"; "a0" for a column that nobody named
+  Difference total;           // in robot units, or normalised where cases say no units
   std::string worst_case;
   int worst_row = -1;  // of the chunk
   double worst_a = 0, worst_b = 0;

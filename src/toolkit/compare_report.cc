@@ -6,6 +6,7 @@
 #include <cmath>
 #include <limits>
 
+#include "contract/action_labels.h"
 #include "toolkit/compare.h"
 
 namespace servoflow::toolkit {
@@ -56,7 +57,7 @@ const std::vector<std::string> kTensorHeader = {"tensor",  "cosine", "relative e
                                                 "max-abs", "growth", "dead",           "worst case"};
 
 std::vector<std::string> action_row(const ComparedAction& a) {
-  return {a.label, fmt::format("{:.3g}", a.total.mae()), fmt::format("{:.3g}", std::sqrt(a.total.mse())),
+  return {a.label(), fmt::format("{:.3g}", a.total.mae()), fmt::format("{:.3g}", std::sqrt(a.total.mse())),
           fmt::format("{:.3g}", a.total.largest),
           fmt::format("{} row {}: {:.4g} -> {:.4g}", a.worst_case, a.worst_row, a.worst_a, a.worst_b)};
 }
@@ -117,6 +118,10 @@ std::string side_text(const char* name, const SideReport& s) {
 }
 
 }  // namespace
+
+std::string ComparedAction::label() const {
+  return contract::label_text(name.empty() ? "a" + std::to_string(index) : name, unit);
+}
 
 void Difference::add(double a, double b) {
   if (!std::isfinite(a) || !std::isfinite(b)) {
@@ -204,7 +209,9 @@ Json compare_to_json(const CompareReport& r) {
     Json one = difference_json(a.total);
     one.update(
         {{"index", a.index},
-         {"label", a.label},
+         {"label", a.label()},
+         {"name", a.name.empty() ? Json(nullptr) : Json(a.name)},
+         {"unit", a.unit.empty() ? Json(nullptr) : Json(a.unit)},
          {"worst", {{"case", a.worst_case}, {"row", a.worst_row}, {"a", a.worst_a}, {"b", a.worst_b}}}});
     actions.push_back(std::move(one));
   }
@@ -293,7 +300,7 @@ HtmlReport compare_html(const CompareReport& r) {
   Json labels = Json::array(), mae = Json::array(), most = Json::array();
   for (const ComparedAction& a : r.actions) {
     actions.rows.push_back(action_row(a));
-    labels.push_back(a.label);
+    labels.push_back(a.label());
     mae.push_back(a.total.mae());
     most.push_back(a.total.largest);
   }

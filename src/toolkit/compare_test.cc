@@ -70,7 +70,33 @@ TEST(Compare, Bf16DiffersByItsOwnRounding) {
   const Json json = compare_to_json(r);
   EXPECT_EQ(json["tensors"].size(), r.tensors.size());
   EXPECT_EQ(json["b"]["precision"], "bf16");
-  EXPECT_NE(compare_text(r).find("velocity"), 0u);
+  // The first case names droid and no columns: the built-in robot does.
+  EXPECT_EQ(r.actions[0].label(), "joint_1 [0.2 rad/step]");
+  EXPECT_EQ(r.actions[7].label(), "gripper");
+  EXPECT_NE(compare_text(r).find("\njoint_1 [0.2 rad/step] "), std::string::npos) << compare_text(r);
+  const std::string html =
+      (std::filesystem::temp_directory_path() / ("servoflow-" + std::to_string(::getpid()) + ".html"))
+          .string();
+  ASSERT_TRUE(compare_html(r).write(html).ok());
+  EXPECT_NE(read_text_file(html, 1u << 30)->find(">joint_1 [0.2 rad/step]</td>"), std::string::npos);
+  std::filesystem::remove(html);
+  EXPECT_EQ(json["actions"]["columns"][0]["name"], "joint_1");
+  EXPECT_EQ(json["actions"]["columns"][0]["unit"], "0.2 rad/step");
+  EXPECT_EQ(json["actions"]["columns"][0]["label"], "joint_1 [0.2 rad/step]");
+  EXPECT_EQ(r.metrics.at("actions.mae.a7"), r.metrics.at("actions.mae.gripper"));
+  EXPECT_EQ(r.metrics.at("actions.max.a0"), r.metrics.at("actions.max.joint_1"));
+}
+
+// The shipped policy has a contract of its own without names, called after a built-in robot.
+TEST(Compare, NamesColumnsAfterTheRobotOfTheContract) {
+  const Result<CompareReport> r = compare({.a = {"models/metaworld-nano", "cpu", "fp32"},
+                                           .b = {"models/metaworld-nano", "cpu", "bf16"},
+                                           .layers = false,
+                                           .limit = 1});
+  ASSERT_TRUE(r.ok()) << r.status().message();
+  ASSERT_EQ(r->actions.size(), 4u);
+  EXPECT_EQ(r->actions[2].label(), "z [cm]");
+  EXPECT_EQ(r->actions[3].label(), "gripper");
 }
 
 // A copy of the tiny checkpoint in which some rows of one tensor are zero.
@@ -120,6 +146,8 @@ TEST(Compare, RandomObservationsNeedNoRecordings) {
   EXPECT_EQ(r.metrics, again.metrics);
   EXPECT_NE(r.metrics, other.metrics);
   EXPECT_FALSE(r.robot_units);
+  EXPECT_EQ(r.actions[0].label(), "a0") << "columns of the flow are not the robot's";
+  EXPECT_EQ(compare_to_json(r)["actions"]["columns"][0]["name"], nullptr);
   EXPECT_LT(r.metrics.at("velocity.cosine"), 1 - 1e-8);
   EXPECT_GT(r.metrics.at("velocity.cosine"), 0.99);
 }

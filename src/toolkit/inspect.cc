@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "contract/action_labels.h"
 #include "contract/canonical.h"
 #include "contract/load.h"
 #include "contract/statistics.h"
@@ -58,6 +59,14 @@ std::string transforms_text(const std::vector<contract::Transform>& transforms) 
   return out.empty() ? "none" : out;
 }
 
+std::string columns_text(const contract::Actions& actions) {
+  std::string out;
+  for (int i = 0; i < actions.width; ++i)
+    out += (i > 0 ? ", " : "") +
+           contract::label_text(contract::action_name(actions, i), contract::action_unit(actions, i));
+  return out;
+}
+
 std::string norm_text(const contract::Normalization& n) {
   return n.kind == contract::NormKind::kIdentity   ? "identity"
          : n.kind == contract::NormKind::kQuantile ? "quantile"
@@ -97,6 +106,8 @@ std::string contract_text(const contract::Contract& c, const std::string& hash) 
   out += fmt::format("  actions     {} columns; transforms: {}\n",
                      c.actions.width > 0 ? std::to_string(c.actions.width) : "all",
                      transforms_text(c.actions.transforms));
+  if (!c.actions.names.empty() || !c.actions.units.empty())
+    out += fmt::format("              {}\n", columns_text(c.actions));
   return out + statistics_rows("state", c.state_norm) + statistics_rows("action", c.action_norm);
 }
 

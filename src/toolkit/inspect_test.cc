@@ -16,6 +16,8 @@ TEST(Inspect, AGoodCheckpointHasNoProblems) {
   const Json json = inspect_to_json(r);
   EXPECT_EQ(json["layout"], "openpi");
   EXPECT_EQ(json["contract"]["name"], "libero");
+  EXPECT_NE(inspect_text(r).find("x [0.05 m], y [0.05 m]"), std::string::npos);
+  EXPECT_EQ(json["contract"]["actions"]["names"][6], "gripper");
   EXPECT_EQ(json["memory"].size(), 2u);
   EXPECT_TRUE(json["problems"].empty());
 }
