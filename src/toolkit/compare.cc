@@ -8,10 +8,11 @@
 
 #include "contract/action_labels.h"
 #include "core/status_macros.h"
-#include "quant/matrix.h"
 #include "quant/precision_plan.h"
 #include "toolkit/case_runner.h"
 #include "toolkit/compare_gates.h"
+#include "toolkit/compare_noise.h"
+#include "toolkit/compare_tensors.h"
 #include "toolkit/digest.h"
 #include "toolkit/quantize.h"
 #include "toolkit/random_cases.h"
@@ -20,269 +21,11 @@ namespace servoflow::toolkit {
 namespace {
 
 using Clock = std::chrono::steady_clock;
-constexpr int kRows = 64;  // of one tensor that are kept per case, evenly spread
-
-// Rows of one tensor, thinned out alike on both sides.
-struct Kept {
-  std::vector<float> values;
-  int rows = 0, cols = 0;
-};
-
-Kept thin(std::span<const float> values, const Shape& shape) {
-  const std::int64_t rows = shape.rank() > 1 ? shape[0] : 1;
-  const std::int64_t cols = rows > 0 ? shape.elements() / rows : 0;
-  Kept out{.rows = static_cast<int>(std::min<std::int64_t>(rows, kRows)), .cols = static_cast<int>(cols)};
-  for (int i = 0; i < out.rows; ++i) {
-    const auto row =
-        values.subspan(static_cast<std::size_t>(i * rows / out.rows * cols), static_cast<std::size_t>(cols));
-    out.values.insert(out.values.end(), row.begin(), row.end());
-  }
-  return out;
-}
-
-std::string group_of(const std::string& stage) {
-  const std::optional<StageName> name = parse_stage_name(stage);
-  return name ? name->group : std::string();
-}
-
-// Keeps what A's run shows.
-class KeepingTap : public CaseTap {
- public:
-  explicit KeepingTap(bool layers) : layers_(layers) {}
-  bool wants(std::string_view stage) const override {
-    return !stage.starts_with("image/") && !stage.starts_with("time/") && stage != "t" &&
-           stage != "prefix/embeddings";
-  }
-  void record(std::string_view stage, std::span<const float> values, const Shape& shape) override {
-    keep(recorded_name(stage), -1, values, shape);
-  }
-  bool wants_inputs() const override { return layers_; }
-  void input(std::string_view weights, int step, std::span<const float> rows, const Shape& shape) override {
-    keep(std::string(weights), step, rows, shape);
-  }
-
-  struct One {
-    std::string name;
-    int step = -1;
-    bool input = false;
-    Kept kept;
-  };
-  std::vector<One> all;  // in the order of the pipeline
-
- private:
-  void keep(const std::string& name, int step, std::span<const float> values, const Shape& shape) {
-    const bool input = name.find(".weight") != std::string::npos;
-    all.push_back({name, step, input, thin(values, shape)});
-  }
-  const bool layers_;
-};
-
-// "….layers.3.self_attn.q_proj.weight ….k_proj.weight ….v_proj.weight" -> "….layers.3.self_attn.{q,k,v}_proj"
-// read well.
-std::string short_name(const std::string& weights) {
-  std::string first = weights.substr(0, weights.find(' '));
-  if (first.ends_with(".weight")) first.resize(first.size() - 7);
-  const std::pair<const char*, const char*> long_parts[] = {
-      {"paligemma_with_expert.paligemma.model.vision_tower.vision_model.encoder.", "vision."},
-      {"paligemma_with_expert.paligemma.model.multi_modal_projector.linear", "projector"},
-      {"paligemma_with_expert.paligemma.model.language_model.", "prefix."},
-      {"paligemma_with_expert.gemma_expert.model.", "expert."}};
-  for (const auto& [from, to] : long_parts)
-    if (first.starts_with(from)) {
-      first = to + first.substr(std::string(from).size());
-      break;
-    }
-  const auto ends = [&](const std::string& tail, const std::string& instead) {
-    if (first.ends_with(tail)) first = first.substr(0, first.size() - tail.size()) + instead;
-  };
-  if (weights.find(' ') != std::string::npos) {
-    ends("q_proj", "qkv");
-    ends("gate_proj", "gate_up");
-  }
-  return first;
-}
-
-class Comparison {
- public:
-  explicit Comparison(CompareReport& report) : report_(report) {}
-
-  Status add(const KeepingTap& a, const KeepingTap& b, const std::string& case_name) {
-    if (a.all.size() != b.all.size())
-      return Status::invalid(case_name + ": A shows " + std::to_string(a.all.size()) + " tensors, B " +
-                             std::to_string(b.all.size()) + ": the two are not the same network");
-    for (std::size_t i = 0; i < a.all.size(); ++i) {
-      const auto &x = a.all[i], &y = b.all[i];
-      if (x.name != y.name || x.step != y.step || x.kept.rows != y.kept.rows || x.kept.cols != y.kept.cols)
-        return Status::invalid(case_name + ": " + x.name + " of A faces " + y.name +
-                               " of B: the two are not the same network");
-      add(x, y.kept, case_name);
-    }
-    return {};
-  }
-
-  void finish() {
-    const ComparedTensor* last = nullptr;
-    for (std::size_t i = 0; i < report_.tensors.size(); ++i) {
-      ComparedTensor& t = report_.tensors[i];
-      const Alive& alive = alive_[i];
-      t.channels = static_cast<int>(alive.a.size());
-      for (std::size_t c = 0; c < alive.a.size(); ++c) t.dead += alive.a[c] && !alive.b[c];
-      if (last != nullptr && last->total.relative() > 0)
-        t.growth = t.total.relative() / last->total.relative();
-      last = &t;
-    }
-  }
-
- private:
-  struct Alive {
-    std::vector<bool> a, b;
-  };
-
-  void add(const KeepingTap::One& x, const Kept& y, const std::string& case_name) {
-    const std::string name =
-        x.input ? (x.step >= 0 ? "step" + std::to_string(x.step) + "/" : std::string()) + short_name(x.name)
-                : x.name;
-    const auto [it, fresh] = index_.try_emplace(name, report_.tensors.size());
-    if (fresh) {
-      const std::optional<StageName> stage = x.input ? std::nullopt : parse_stage_name(x.name);
-      report_.tensors.push_back(
-          {.name = name, .group = x.input ? "input" : group_of(x.name), .step = x.input ? x.step : -1});
-      if (stage && (stage->group == "velocity" || stage->group == "x"))
-        report_.tensors.back().step = stage->index;
-      alive_.push_back({});
-    }
-    ComparedTensor& t = report_.tensors[it->second];
-    Alive& alive = alive_[it->second];
-    const auto cols = static_cast<std::size_t>(x.kept.cols);
-    alive.a.resize(std::max(alive.a.size(), cols));
-    alive.b.resize(alive.a.size());
-    Difference d;
-    for (std::size_t i = 0; i < x.kept.values.size(); ++i) {
-      const float a = x.kept.values[i], b = y.values[i];
-      d.add(static_cast<double>(a), static_cast<double>(b));
-      if (a != 0) alive.a[i % cols] = true;
-      if (b != 0) alive.b[i % cols] = true;
-    }
-    if (const double c = d.cosine(); t.worst_case.empty() || c < t.worst_cosine) {
-      t.worst_cosine = c;
-      t.worst_case = case_name;
-    }
-    t.total.add(d);
-  }
-
-  CompareReport& report_;
-  std::map<std::string, std::size_t> index_;
-  std::vector<Alive> alive_;
-};
-
-// Velocities and actions of A, case by case: what a third run is held against.
-struct CaseVelocities {
-  std::vector<std::vector<float>> steps;
-  std::vector<float> normalized;
-};
-
-class VelocityTap : public CaseTap {
- public:
-  bool wants(std::string_view stage) const override {
-    return stage.starts_with("step") && stage.ends_with("/v");
-  }
-  void record(std::string_view, std::span<const float> values, const Shape&) override {
-    steps.emplace_back(values.begin(), values.end());
-  }
-  std::vector<std::vector<float>> steps;
-};
 
 double cosine_of(std::span<const float> a, std::span<const float> b) {
   Difference d;
   for (std::size_t i = 0; i < a.size(); ++i) d.add(static_cast<double>(a[i]), static_cast<double>(b[i]));
   return d.not_finite > 0 ? std::numeric_limits<double>::quiet_NaN() : d.cosine();
-}
-
-// Power of the noise that the formats put into each layer's product: that of the weights, and that of the
-// inputs as A had them in the first case.
-Result<std::map<std::string, double>> noise_powers(
-    const weights::WeightSource& source, const KeepingTap& tap,
-    const std::map<std::string, quant::LinearFormat>& formats) {
-  std::map<std::string, double> out;
-  std::map<std::string, std::pair<double, double>> inputs;  // first linear -> (error, whole)
-  for (const KeepingTap::One& one : tap.all) {
-    if (!one.input) continue;
-    for (std::size_t begin = 0; begin < one.name.size();) {
-      const std::size_t end = std::min(one.name.find(' ', begin), one.name.size());
-      std::string linear = one.name.substr(begin, end - begin);
-      begin = end + 1;
-      if (linear.ends_with(".weight")) linear.resize(linear.size() - 7);
-      const auto it = formats.find(linear);
-      if (it == formats.end() || !it->second.input.quantized()) continue;
-      std::vector<float> rounded = one.kept.values;
-      std::optional<float> scale;
-      if (it->second.input.needs_calibration()) {
-        const float amax = quant::max_magnitude(rounded);
-        scale = it->second.input.code == quant::Code::kE2M1 ? amax / 2688.0f
-                                                            : amax / quant::code_max(it->second.input.code);
-      }
-      if (scale && *scale == 0) continue;
-      quant::fake_quantize_rows(it->second.input, rounded.data(), one.kept.rows, one.kept.cols, one.kept.cols,
-                                scale);
-      auto& [error, whole] = inputs[linear];
-      for (std::size_t i = 0; i < rounded.size(); ++i) {
-        const double x = static_cast<double>(one.kept.values[i]);
-        error += (static_cast<double>(rounded[i]) - x) * (static_cast<double>(rounded[i]) - x);
-        whole += x * x;
-      }
-    }
-  }
-  for (const auto& [linear, format] : formats) {
-    if (!format.quantized() || !source.has(linear + ".weight")) continue;
-    SF_ASSIGN_OR_RETURN(double power, weight_noise(source, linear, format, 64));
-    if (const auto it = inputs.find(linear); it != inputs.end() && it->second.second > 0)
-      power += it->second.first / it->second.second;
-    out[linear] = power;
-  }
-  return out;
-}
-
-// What Gaussian noise of these powers does to A's velocities and actions, pooled over all cases and a few
-// draws: a single case's worst is too much a matter of luck.
-Result<std::vector<Bound>> noise_bounds(const CompareOptions& options, const weights::Checkpoint& checkpoint,
-                                        const std::vector<CaseFile>& cases,
-                                        const std::vector<CaseVelocities>& originals,
-                                        const std::map<std::string, double>& powers) {
-  Difference actions, velocity;
-  std::map<std::size_t, Difference> steps;
-  for (std::uint64_t draw = 0; draw < 2; ++draw) {
-    // A's own precision: what it rounds besides is on both sides.
-    CaseRunnerOptions noisy{.device = options.a.device,
-                            .precision = options.a.precision,
-                            .tokenizer = options.tokenizer,
-                            .assets = options.assets,
-                            .threads = options.threads,
-                            .loading = options.loading,
-                            .source = noisy_source(checkpoint.source, powers, draw)};
-    SF_ASSIGN_OR_RETURN(const auto runner, CaseRunner::open(checkpoint, cases, noisy));
-    for (std::size_t i = 0; i < cases.size(); ++i) {
-      VelocityTap tap;
-      SF_ASSIGN_OR_RETURN(const CaseOutcome out, runner->run(cases[i], &tap));
-      const CaseVelocities& original = originals[i];
-      for (std::size_t k = 0; k < out.normalized.size(); ++k)
-        actions.add(static_cast<double>(original.normalized[k]), static_cast<double>(out.normalized[k]));
-      for (std::size_t j = 0; j < tap.steps.size() && j < original.steps.size(); ++j) {
-        const Kept kept =
-            thin(tap.steps[j], {checkpoint.architecture.horizon, checkpoint.architecture.action_dim});
-        for (std::size_t k = 0; k < kept.values.size(); ++k)
-          steps[j].add(static_cast<double>(original.steps[j][k]), static_cast<double>(kept.values[k]));
-      }
-    }
-  }
-  std::vector<Bound> out;
-  for (const auto& [j, d] : steps) {
-    velocity.add(d);
-    out.push_back(noise_bound("velocity.cosine.all.step" + std::to_string(j), d.cosine(), 2 * kNoiseFactor));
-  }
-  out.insert(out.begin(), {noise_bound("velocity.cosine.all", velocity.cosine()),
-                           noise_bound("actions.cosine.all", actions.cosine())});
-  out.push_back({.metric = "not_finite", .most = 0, .why = "every value is a number"});
-  return out;
 }
 
 // Names and units are those of the robot's columns: normalised ones are the flow's, and more.
@@ -499,7 +242,7 @@ Result<CompareReport> compare(const CompareOptions& options) {
     if (options.gates != "noise") continue;
     CaseVelocities original{.normalized = x.normalized};
     for (const KeepingTap::One& one : a_tap.all)
-      if (!one.input && group_of(one.name) == "velocity") original.steps.push_back(one.kept.values);
+      if (!one.input && stage_group(one.name) == "velocity") original.steps.push_back(one.kept.values);
     originals.push_back(std::move(original));
     if (i == 0) {
       SF_ASSIGN_OR_RETURN(powers, noise_powers(*a_source, a_tap, formats));
