@@ -78,8 +78,7 @@ TEST(RobotFile, BuiltInRobots) {
   EXPECT_EQ(load_robot("droid")->state_parts.size(), 2u);
   EXPECT_EQ(load_robot("libero")->actions.width, 7);
   EXPECT_EQ(load_robot("libero")->prompt.mode, PromptMode::kPlain);
-  for (const std::string& name :
-       list_builtin_robots()) {  // that the built-in ones have labels is no accident
+  for (const std::string& name : list_builtin_robots()) {  // each labels all its columns
     const auto robot = load_robot(name);
     const auto width = static_cast<std::size_t>(robot->actions.width);
     EXPECT_EQ(robot->actions.names.size(), width) << name;
