@@ -96,6 +96,8 @@ struct CheckpointInfo {
   std::string layout;
   int horizon = 0, model_action_dim = 0, image_size = 0, max_tokens = 0;
   int default_steps = 0;
+  // What the linear layers are stored in, part by part; `kernel` is empty: that is a matter of the device.
+  std::vector<ComponentPrecision> components;
   std::string contract_json, contract_hash;  // as a session of that robot has them
 };
 

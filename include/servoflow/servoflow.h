@@ -86,7 +86,19 @@ typedef struct servoflow_policy_options {
 #define SERVOFLOW_POLICY_OPTIONS_INIT \
   { sizeof(servoflow_policy_options), 0, 0, 0, 0, 0, 0, 0, 0, 0 }
 
-/* Strings are valid while the policy's handle is. */
+/* What the matrices of one part of the network compute in; a part may have several. */
+typedef struct servoflow_component_precision {
+  size_t struct_size;
+  const char*
+      component; /* "vision", "projector", "language model", "expert", "action and time projections" */
+  const char* precision; /* "bf16", "fp32", or the format of weights and inputs: "int8-w8a8", … */
+  const char* kernel;    /* how a quantized format is computed here; "" for plain bf16 and fp32 */
+  int32_t layers;
+  int32_t reserved; /* 0 */
+  uint64_t parameters, weight_bytes;
+} servoflow_component_precision;
+
+/* Strings and `components` are valid while the policy's handle is. */
 typedef struct servoflow_policy_info {
   size_t struct_size;
   const char* checkpoint;
@@ -103,9 +115,13 @@ typedef struct servoflow_policy_info {
   int32_t reserved; /* 0 */
   uint64_t parameters, weight_bytes, workspace_bytes;
   double ready_seconds; /* from opening to ready */
+  /* What `precision` means part by part: [component_count], all of the first one's struct_size apart. A
+   * library from before these fields leaves them 0. */
+  const servoflow_component_precision* components;
+  size_t component_count;
 } servoflow_policy_info;
 #define SERVOFLOW_POLICY_INFO_INIT \
-  { sizeof(servoflow_policy_info), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0 }
+  { sizeof(servoflow_policy_info), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0 }
 
 /* Reads, checks and packs a checkpoint directory. Every problem found in it is in one message. `options` may
  * be NULL: all defaults. */

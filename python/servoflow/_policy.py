@@ -273,5 +273,6 @@ def describe(
     checkpoint: str | os.PathLike[str], *, robot: str | os.PathLike[str] = "", assets: str = ""
 ) -> dict[str, Any]:
     """What a checkpoint says about itself and one robot, without reading its weights: `layout`, `horizon`,
-    `model_action_dim`, `image_size`, `max_tokens`, `default_steps`, `contract_json`, `contract_hash`."""
+    `model_action_dim`, `image_size`, `max_tokens`, `default_steps`, `components` (what its linear layers are
+    stored in, as in `Policy.info`, without a kernel), `contract_json`, `contract_hash`."""
     return _core.describe(_path(checkpoint, "checkpoint"), _path(robot, "robot"), _text(assets, "assets"))

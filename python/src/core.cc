@@ -151,6 +151,21 @@ nb::list infer_batch(const std::vector<Request>& requests, int steps, Noise nois
   return out;
 }
 
+nb::list component_list(const std::vector<ComponentPrecision>& components) {
+  nb::list out;
+  for (const ComponentPrecision& c : components) {
+    nb::dict part;
+    part["component"] = c.component;
+    part["precision"] = c.precision;
+    part["kernel"] = c.kernel;
+    part["layers"] = c.layers;
+    part["parameters"] = c.parameters;
+    part["weight_bytes"] = c.weight_bytes;
+    out.append(part);
+  }
+  return out;
+}
+
 nb::dict info(const Policy& policy) {
   const PolicyInfo& i = policy.info();
   nb::dict out;
@@ -159,18 +174,7 @@ nb::dict info(const Policy& policy) {
   out["device"] = i.device;
   out["backend"] = i.backend;
   out["precision"] = i.precision;
-  nb::list components;
-  for (const ComponentPrecision& c : i.components) {
-    nb::dict part;
-    part["component"] = c.component;
-    part["precision"] = c.precision;
-    part["kernel"] = c.kernel;
-    part["layers"] = c.layers;
-    part["parameters"] = c.parameters;
-    part["weight_bytes"] = c.weight_bytes;
-    components.append(part);
-  }
-  out["components"] = components;
+  out["components"] = component_list(i.components);
   out["hardware"] = i.hardware;
   out["threads"] = i.threads;
   out["horizon"] = i.horizon;
@@ -200,6 +204,7 @@ nb::dict describe(const std::string& checkpoint, const std::string& robot, const
   out["image_size"] = i.image_size;
   out["max_tokens"] = i.max_tokens;
   out["default_steps"] = i.default_steps;
+  out["components"] = component_list(i.components);
   out["contract_json"] = i.contract_json;
   out["contract_hash"] = i.contract_hash;
   return out;

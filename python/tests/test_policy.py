@@ -319,5 +319,7 @@ def test_a_forked_process_is_told_to_open_its_own(libero, libero_policy, obs):
 def test_describes_a_checkpoint_without_its_weights(libero):
     facts = servoflow.describe(OPENPI, robot="libero")
     assert facts["layout"] == "openpi" and facts["horizon"] == 10 and facts["default_steps"] == 10
+    assert {part["component"] for part in facts["components"]} >= {"vision", "expert"}
+    assert all(part["precision"] == "fp32" and part["layers"] > 0 for part in facts["components"])
     assert facts["contract_json"] == libero.contract_json and facts["contract_hash"] == libero.contract_hash
     assert servoflow.describe(LEROBOT)["layout"] == "lerobot"

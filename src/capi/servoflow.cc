@@ -2,6 +2,7 @@
 #include "servoflow/servoflow.h"
 
 #include <algorithm>
+#include <cstddef>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -18,7 +19,8 @@ namespace {
 
 // Sizes in version 1. A field that is appended changes sizeof, never these.
 constexpr std::size_t kPolicyOptionsV1 = sizeof(servoflow_policy_options);
-constexpr std::size_t kPolicyInfoV1 = sizeof(servoflow_policy_info);
+constexpr std::size_t kPolicyInfoV1 = offsetof(servoflow_policy_info, components);
+static_assert(sizeof(void*) != 8 || kPolicyInfoV1 == 120);
 constexpr std::size_t kSessionOptionsV1 = sizeof(servoflow_session_options);
 constexpr std::size_t kImageV1 = sizeof(servoflow_image);
 constexpr std::size_t kObservationV1 = sizeof(servoflow_observation);
@@ -27,6 +29,21 @@ constexpr std::size_t kChunkViewV1 = sizeof(servoflow_chunk_view);
 
 constexpr std::size_t kMaxImages = 64, kMaxBatch = 4096, kMaxStateOrTokens = std::size_t{1} << 20;
 
+struct PolicyObject {
+  explicit PolicyObject(Policy opened) : policy(std::move(opened)) {
+    for (const ComponentPrecision& c : policy.info().components)
+      components.push_back({.struct_size = sizeof(servoflow_component_precision),
+                            .component = c.component.c_str(),
+                            .precision = c.precision.c_str(),
+                            .kernel = c.kernel.c_str(),
+                            .layers = c.layers,
+                            .reserved = 0,
+                            .parameters = c.parameters,
+                            .weight_bytes = c.weight_bytes});
+  }
+  const Policy policy;
+  std::vector<servoflow_component_precision> components;  // borrows from the policy's info
+};
 struct SessionObject {
   std::mutex turn;
   Session session;
@@ -43,7 +60,7 @@ HandleTable<Handle, Object>& table(const char* kind) {
   static auto* const made = new HandleTable<Handle, Object>(kind);
   return *made;
 }
-auto& policies() { return table<servoflow_policy, Policy>("policy"); }
+auto& policies() { return table<servoflow_policy, PolicyObject>("policy"); }
 auto& sessions() { return table<servoflow_session, SessionObject>("session"); }
 auto& chunks() { return table<servoflow_chunk, ChunkObject>("chunk"); }
 
@@ -185,7 +202,7 @@ Status open(const char* checkpoint, const servoflow_policy_options* given, servo
     };
   Result<Policy> opened = Policy::open(checkpoint, options);
   if (!opened.ok()) return opened.status();
-  *policy = policies().add(std::make_shared<Policy>(std::move(*opened)));
+  *policy = policies().add(std::make_shared<PolicyObject>(std::move(*opened)));
   return {};
 }
 
@@ -292,7 +309,7 @@ Status infer_batch(servoflow_session* const* session_handles,
 Status get_info(servoflow_policy* policy, servoflow_policy_info* info) {
   const auto found = policies().find(policy);
   if (!found.ok()) return found.status();
-  const PolicyInfo& i = (*found)->info();
+  const PolicyInfo& i = (*found)->policy.info();
   servoflow_policy_info out = SERVOFLOW_POLICY_INFO_INIT;
   out.checkpoint = i.checkpoint.c_str();
   out.layout = i.layout.c_str();
@@ -311,6 +328,8 @@ Status get_info(servoflow_policy* policy, servoflow_policy_info* info) {
   out.weight_bytes = i.weight_bytes;
   out.workspace_bytes = i.workspace_bytes;
   out.ready_seconds = i.ready_seconds;
+  out.components = (*found)->components.data();
+  out.component_count = (*found)->components.size();
   return write_struct(out, kPolicyInfoV1, "info", info);
 }
 
@@ -321,7 +340,7 @@ Status new_session(servoflow_policy* policy, const servoflow_session_options* gi
   if (!found.ok()) return found.status();
   servoflow_session_options o = SERVOFLOW_SESSION_OPTIONS_INIT;
   if (Status s = options_or_default(given, kSessionOptionsV1, o); !s.ok()) return s;
-  Result<Session> made = (*found)->new_session({.robot = text_or(o.robot, ""), .seed = o.seed});
+  Result<Session> made = (*found)->policy.new_session({.robot = text_or(o.robot, ""), .seed = o.seed});
   if (!made.ok()) return made.status();
   auto object = std::make_shared<SessionObject>();
   object->session = std::move(*made);

@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <cstddef>
 #include <cstring>
 #include <limits>
 #include <string>
@@ -325,6 +326,26 @@ TEST_F(CApi, APolicyTellsAboutItselfAndItsProgress) {
   EXPECT_EQ(info.device_count, 1);
   EXPECT_GT(info.parameters, 0u);
 
+  // Part by part, as the C++ API has it.
+  const auto same = Policy::open(kCheckpoint, {.device = "cpu", .precision = "fp32"});
+  ASSERT_TRUE(same.ok());
+  const std::vector<ComponentPrecision>& parts = same->info().components;
+  ASSERT_EQ(info.component_count, parts.size());
+  ASSERT_GT(parts.size(), 3u);
+  const auto* next = reinterpret_cast<const unsigned char*>(info.components);
+  for (const ComponentPrecision& part : parts) {
+    const auto& c = *reinterpret_cast<const servoflow_component_precision*>(next);
+    EXPECT_EQ(c.struct_size, sizeof(c));
+    EXPECT_EQ(c.component, part.component);
+    EXPECT_STREQ(c.precision, "fp32");
+    EXPECT_STREQ(c.kernel, "");
+    EXPECT_EQ(c.layers, part.layers);
+    EXPECT_EQ(c.reserved, 0);
+    EXPECT_EQ(c.parameters, part.parameters);
+    EXPECT_EQ(c.weight_bytes, part.weight_bytes);
+    next += info.components->struct_size;
+  }
+
   // A session keeps what it needs: its policy's handle may go first.
   servoflow_session* session = nullptr;
   ASSERT_EQ(servoflow_session_new(policy, nullptr, &session), SERVOFLOW_OK);
@@ -338,6 +359,23 @@ TEST_F(CApi, APolicyTellsAboutItselfAndItsProgress) {
   EXPECT_EQ(servoflow_session_free(session), SERVOFLOW_OK);
   EXPECT_EQ(servoflow_abi_version(), SERVOFLOW_ABI_VERSION);
   EXPECT_STREQ(servoflow_version(), SF_TEST_VERSION);
+}
+
+// Programs that were compiled before `components` was appended hand over the struct they know.
+TEST_F(CApi, TheFirstVersionsPolicyInfoIsStillFilled) {
+  constexpr std::size_t kFirst = offsetof(servoflow_policy_info, components);
+  servoflow_policy_info info = SERVOFLOW_POLICY_INFO_INIT;
+  info.struct_size = kFirst;
+  info.component_count = 77;
+  info.components = reinterpret_cast<const servoflow_component_precision*>(&info);
+  ASSERT_EQ(servoflow_policy_get_info(policy_, &info), SERVOFLOW_OK) << servoflow_last_error();
+  EXPECT_EQ(info.struct_size, kFirst);
+  EXPECT_STREQ(info.precision, "fp32");
+  EXPECT_GT(info.ready_seconds, 0);
+  EXPECT_EQ(info.component_count, 77u) << "beyond the caller's struct";
+  EXPECT_EQ(static_cast<const void*>(info.components), static_cast<const void*>(&info));
+  info.struct_size = kFirst - 1;
+  refused(servoflow_policy_get_info(policy_, &info), "info.struct_size");
 }
 
 TEST_F(CApi, ThreadsMayShareEverything) {

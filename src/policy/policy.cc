@@ -288,12 +288,21 @@ Result<CheckpointInfo> Policy::describe(const std::string& checkpoint, const std
   impl.info.checkpoint = checkpoint;
   SF_ASSIGN_OR_RETURN(const contract::Contract contract, impl.contract_of(robot));
   const weights::Architecture& a = opened.architecture;
+  std::vector<ComponentPrecision> components;
+  for (const weights::StoredPrecision& p : opened.precisions)
+    components.push_back({.component = p.component,
+                          .precision = p.precision,
+                          .kernel = "",
+                          .layers = p.layers,
+                          .parameters = p.parameters,
+                          .weight_bytes = p.bytes});
   return CheckpointInfo{.layout = weights::layout_name(opened.layout),
                         .horizon = a.horizon,
                         .model_action_dim = a.action_dim,
                         .image_size = a.vision.image,
                         .max_tokens = a.max_tokens,
                         .default_steps = a.default_steps,
+                        .components = std::move(components),
                         .contract_json = contract::canonical_json(contract),
                         .contract_hash = contract::contract_hash(contract)};
 }

@@ -9,6 +9,7 @@
 #include <memory>
 #include <optional>
 #include <span>
+#include <string_view>
 #include <vector>
 
 #include "quant/formats.h"
@@ -19,6 +20,10 @@ namespace servoflow::quant {
 // Which library's formulas and file numbers: they differ in the divisor of integer scales, in the scale of an
 // all-zero group, and in the direction of the global scale.
 enum class Convention : std::uint8_t { kCompressedTensors, kModelOpt };
+// "compressed-tensors", "modelopt".
+inline std::string_view convention_name(Convention convention) {
+  return convention == Convention::kModelOpt ? "modelopt" : "compressed-tensors";
+}
 
 struct QuantizedMatrix {
   LinearFormat format;

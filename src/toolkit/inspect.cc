@@ -129,6 +129,37 @@ std::string architecture_text(const weights::Architecture& a, const std::string&
              a.horizon, a.action_dim, a.default_steps, a.max_tokens);
 }
 
+Json text_or_null(const std::string& text) { return text.empty() ? Json(nullptr) : Json(text); }
+
+// What the linear layers are stored in; nothing for a checkpoint in floating point.
+std::string quantization_text(const weights::Inspection& w) {
+  if (w.quantization.empty()) return "";
+  std::string out =
+      fmt::format("\nquantization  {}; what the checkpoint's config gives each part\n", w.quantization);
+  out += fmt::format("  {:<30}{:<22}{:>7}{:>16}{:>11}   {}\n", "linear layers", "precision", "layers",
+                     "parameters", "stored", "group");
+  for (const weights::StoredPrecision& p : w.precisions)
+    out += fmt::format("  {:<30}{:<22}{:>7}{:>16}{:>11}   {}\n", p.component, p.precision, p.layers,
+                       p.parameters, bytes_text(static_cast<double>(p.bytes)),
+                       p.group.empty()       ? "none: in floating point"
+                       : p.group == p.layout ? p.group
+                                             : p.group + ", " + p.layout);
+  return out;
+}
+
+Json stored_precisions_to_json(const std::vector<weights::StoredPrecision>& precisions) {
+  Json out = Json::array();
+  for (const weights::StoredPrecision& p : precisions)
+    out.push_back({{"component", p.component},
+                   {"precision", p.precision},
+                   {"group", text_or_null(p.group)},
+                   {"layout", text_or_null(p.layout)},
+                   {"layers", p.layers},
+                   {"parameters", p.parameters},
+                   {"bytes", p.bytes}});
+  return out;
+}
+
 Json counts_to_json(const std::vector<weights::TensorCount>& counts) {
   Json out = Json::array();
   for (const weights::TensorCount& c : counts)
@@ -136,8 +167,6 @@ Json counts_to_json(const std::vector<weights::TensorCount>& counts) {
         {{"what", c.what}, {"tensors", c.tensors}, {"parameters", c.parameters}, {"bytes", c.bytes}});
   return out;
 }
-
-Json text_or_null(const std::string& text) { return text.empty() ? Json(nullptr) : Json(text); }
 
 }  // namespace
 
@@ -190,6 +219,7 @@ std::string inspect_text(const InspectReport& r) {
     for (const weights::IgnoredTensor& i : w.ignored)
       out += fmt::format("  ignored: {} ({})\n", i.name, i.reason);
   }
+  out += quantization_text(w);
   if (r.contract) out += contract_text(*r.contract, r.contract_hash);
   out += fmt::format("\ntokenizer     {}\n", r.tokenizer.empty() ? "none found" : r.tokenizer);
   if (!r.memory.empty()) {
@@ -235,6 +265,8 @@ Json inspect_to_json(const InspectReport& r) {
           {"dtypes", counts_to_json(w.dtypes)},
           {"components", counts_to_json(w.components)},
           {"parameters", w.parameters},
+          {"quantization", text_or_null(w.quantization)},
+          {"precisions", stored_precisions_to_json(w.precisions)},
           {"token_table", text_or_null(w.token_table)},
           {"ignored", std::move(ignored)},
           {"unused_config", w.unused_config},

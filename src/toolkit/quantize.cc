@@ -146,12 +146,11 @@ Result<QuantizeReport> quantize_checkpoint(const QuantizeOptions& options) {
   while (out.size() > 1 && out.back() == '/') out.pop_back();
   if (out.empty()) return Status::invalid("OUT: missing");
   SF_RETURN_IF_ERROR(check_new_directory(out));
-  QuantizeReport report{
-      .checkpoint = options.checkpoint,
-      .out = out,
-      .recipe = options.recipe,
-      .layout = options.layout == quant::Convention::kModelOpt ? "modelopt" : "compressed-tensors",
-      .statistics = options.statistics};
+  QuantizeReport report{.checkpoint = options.checkpoint,
+                        .out = out,
+                        .recipe = options.recipe,
+                        .layout = std::string(quant::convention_name(options.layout)),
+                        .statistics = options.statistics};
   SF_ASSIGN_OR_RETURN(const weights::Checkpoint checkpoint, weights::open_checkpoint(options.checkpoint));
   SF_ASSIGN_OR_RETURN(const auto quantized,
                       quant::find_quant_config(checkpoint.config, options.checkpoint + "/config.json"));

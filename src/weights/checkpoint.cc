@@ -64,6 +64,14 @@ std::string no_weights(const std::string& dir) {
 
 std::string tensor_text(const std::string& name) { return "tensor \"" + printable(name) + "\""; }
 
+// What --precision calls a dtype that is_float.
+std::string_view float_precision(DType dtype) {
+  return dtype == DType::kBF16  ? "bf16"
+         : dtype == DType::kF16 ? "fp16"
+         : dtype == DType::kF64 ? "fp64"
+                                : "fp32";
+}
+
 // Looks at one directory and writes down what it sees. Each step leaves what it found in `seen`.
 class Examination {
  public:
@@ -131,6 +139,7 @@ class Examination {
     }
     if (found.ok()) {
       quantization_ = std::move(*found);
+      if (quantization_) seen.quantization = quant::convention_name(quantization_->convention);
     } else {
       seen.problems.push_back(found.status().message());
     }
@@ -140,8 +149,7 @@ class Examination {
   bool locate_layer(const TensorSpec& spec, std::set<const SafeTensor*>& taken,
                     std::vector<std::string>& problems) {
     constexpr std::string_view kWeight = ".weight";
-    const bool table = spec.name == kTokenTable || spec.name.ends_with("position_embedding.weight");
-    if (!quantization_ || table || spec.shape.rank() != 2 || !spec.name.ends_with(kWeight)) return false;
+    if (!quantization_ || !is_linear_weight(spec)) return false;
     const std::string linear = spec.name.substr(0, spec.name.size() - kWeight.size());
     const quant::ConfigGroup* group = quantization_->group_of(linear);
     if (group == nullptr) return false;
@@ -160,6 +168,9 @@ class Examination {
           whole = false;
         }
       }
+    std::uint64_t bytes = 0;
+    for (const auto& [name, stored] : layer.tensors) bytes += stored.tensor->bytes.size();
+    count_layer(spec, quant::name(group->format), bytes, group);
     if (!whole) return true;
     for (const auto& [name, stored] : layer.tensors)
       count(spec, stored, name == layer.tensors.begin()->first);
@@ -293,6 +304,8 @@ class Examination {
       if (sound) {
         used.emplace(spec.name, stored);
         count(spec, stored);
+        if (is_linear_weight(spec))
+          count_layer(spec, std::string(float_precision(stored.tensor->dtype)), stored.tensor->bytes.size());
       }
     }
     for (const StoredTensor& stored : files_->tensors()) {
@@ -325,6 +338,23 @@ class Examination {
     seen.parameters += elements;
   }
 
+  // A layer that is part of `group`, or of none.
+  void count_layer(const TensorSpec& spec, const std::string& precision, std::uint64_t bytes,
+                   const quant::ConfigGroup* group = nullptr) {
+    StoredPrecision layer{.component = std::string(component_of(spec.name)), .precision = precision};
+    if (group != nullptr) {
+      layer.group = group->name;
+      layer.layout = group->layout;
+    }
+    auto it = std::find_if(seen.precisions.begin(), seen.precisions.end(), [&](const StoredPrecision& p) {
+      return p.component == layer.component && p.precision == layer.precision && p.group == layer.group;
+    });
+    if (it == seen.precisions.end()) it = seen.precisions.insert(it, std::move(layer));
+    ++it->layers;
+    it->parameters += static_cast<std::uint64_t>(spec.shape.elements());
+    it->bytes += bytes;
+  }
+
   std::string dir_;
   bool config_ok_ = false;
   bool prefixed_ = false;
@@ -349,6 +379,7 @@ Result<Checkpoint> open_checkpoint(const std::string& dir) {
                                             std::move(examination.layers));
   for (const IgnoredTensor& tensor : seen.ignored) out.ignored.push_back(tensor.name);
   out.parameters = seen.parameters;
+  out.precisions = std::move(seen.precisions);
   return out;
 }
 

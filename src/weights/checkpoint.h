@@ -17,6 +17,18 @@
 
 namespace servoflow::weights {
 
+// Linear layers of one part of the network that are stored alike.
+struct StoredPrecision {
+  std::string component;  // as component_of names it
+  // By the quantization config "int8-w8a8", "nvfp4-w4a16", …; for layers in floating point their dtype:
+  // "bf16", "fp32", "fp16", "fp64".
+  std::string precision;
+  std::string group;   // of the config; empty for layers in floating point
+  std::string layout;  // that group's ("nvfp4-pack-quantized")
+  int layers = 0;
+  std::uint64_t parameters = 0, bytes = 0;  // bytes with the scales
+};
+
 struct Checkpoint {
   std::string path;
   Layout layout = Layout::kOpenpi;
@@ -25,6 +37,7 @@ struct Checkpoint {
   std::shared_ptr<const WeightSource> source;
   std::vector<std::string> ignored;  // names, as stored, of allowed tensors the network does not use
   std::uint64_t parameters = 0;      // of the tensors it uses
+  std::vector<StoredPrecision> precisions;
 };
 
 // Opens a directory. One error lists every problem: missing, extra or misshapen tensors, dtypes,
@@ -55,7 +68,9 @@ struct Inspection {
   std::vector<TensorCount> dtypes;      // of the used tensors
   std::vector<TensorCount> components;  // of the used tensors, in the order of the network
   std::uint64_t parameters = 0;
-  std::string token_table;  // stored name the token table is read from
+  std::string quantization;  // whose config: "compressed-tensors" | "modelopt"; empty: in floating point
+  std::vector<StoredPrecision> precisions;  // in the order of the network
+  std::string token_table;                  // stored name the token table is read from
   std::vector<IgnoredTensor> ignored;
   std::vector<std::string> unused_config;  // keys of config.json that say nothing about the network
   std::string tokenizer;                   // the tokenizer file that would be used; empty if none was found

@@ -83,6 +83,11 @@ std::uint64_t parameter_count(const std::vector<TensorSpec>& tensors) {
   return total;
 }
 
+bool is_linear_weight(const TensorSpec& spec) {
+  const bool table = spec.name == kTokenTable || spec.name.ends_with("position_embedding.weight");
+  return !table && spec.shape.rank() == 2 && spec.name.ends_with(".weight");
+}
+
 std::string_view component_of(std::string_view name) {
   if (name == kTokenTable || name == kEmbedTokens) return "token table";
   if (name.starts_with(kVisionPrefix)) return "vision";

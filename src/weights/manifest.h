@@ -33,6 +33,9 @@ struct TensorSpec {
 // All tensors in the order vision, projector, token table, language model, expert, action and time
 // projections; 811 at pi0.5 size. The architecture must have passed check_architecture.
 std::vector<TensorSpec> manifest(const Architecture& architecture);
+// Whether this is the weight of a linear layer, which a precision plan or a quantized checkpoint may name:
+// rank 2, and no table of tokens or positions.
+bool is_linear_weight(const TensorSpec& spec);
 // Elements of all of them.
 std::uint64_t parameter_count(const std::vector<TensorSpec>& tensors);
 // Which part of the network a tensor belongs to: "vision", "projector", "token table", "language model",

@@ -79,8 +79,7 @@ quant::QuantizedMatrix join(std::vector<Block>& blocks, std::int64_t rows) {
 std::vector<quant::Linear> linear_layers(const Architecture& architecture) {
   std::vector<quant::Linear> out;
   for (const TensorSpec& spec : manifest(architecture)) {
-    const bool table = spec.name == kTokenTable || spec.name.ends_with("position_embedding.weight");
-    if (table || spec.shape.rank() != 2 || !spec.name.ends_with(kWeight)) continue;
+    if (!is_linear_weight(spec)) continue;
     out.push_back({spec.name.substr(0, spec.name.size() - kWeight.size()), spec.shape[0], spec.shape[1]});
   }
   return out;
