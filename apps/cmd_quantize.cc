@@ -16,6 +16,7 @@ struct QuantizeArguments {
                                                    scales = "absmax", rounding = "nearest",
                                                    calibrator = "minmax";
   double percentile = 0.9999;
+  std::vector<std::string> clip;
   bool correct_bias = false;
 };
 
@@ -35,6 +36,7 @@ Status run_quantize(const QuantizeArguments& o) {
   if (o.rounding == "gptq") options.rounding = toolkit::Rounding::kGptq;
   SF_ASSIGN_OR_RETURN(options.calibrator.kind, quant::calibrator_named(o.calibrator));
   options.calibrator.percentile = o.percentile;
+  options.clip = o.clip;
   options.progress = [&](std::uint64_t done, std::uint64_t total) { progress.update(done, total); };
   SF_ASSIGN_OR_RETURN(const toolkit::QuantizeReport report, toolkit::quantize_checkpoint(options));
   progress.finish();
@@ -127,6 +129,11 @@ void add_quantize(CLI::App& app, Action& action) {
   sub->add_option("--percentile", o->percentile, "Share of the values that stays below the clip")
       ->type_name("P")
       ->capture_default_str();
+  sub->add_option("--clip", o->clip,
+                  "Layers whose inputs --calibrator clips, all others keep their whole range; * stands for "
+                  "anything, may be repeated; default: all. `servoflow ranges` says which need it")
+      ->type_name("GLOB")
+      ->allow_extra_args(false);
   add_output_options(*sub, o->common);
   add_examples(*sub,
                "servoflow quantize tests/golden/openpi-tiny build/tiny-nvfp4 --recipe nvfp4-w4a16 --scales "

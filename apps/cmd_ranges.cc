@@ -21,6 +21,7 @@ Status run_ranges(const RangesArguments& o) {
   options.code = o.code == "int8"  ? quant::Code::kInt8
                  : o.code == "fp4" ? quant::Code::kE2M1
                                    : quant::Code::kE4M3;
+  options.statistics = o.statistics;
   SF_ASSIGN_OR_RETURN(options.calibrator.kind, quant::calibrator_named(o.calibrator));
   SF_ASSIGN_OR_RETURN(const toolkit::CalibrationStatistics statistics,
                       toolkit::read_calibration(o.statistics));
@@ -58,7 +59,8 @@ void add_ranges(CLI::App& app, Action& action) {
   auto o = std::make_shared<RangesArguments>();
   CLI::App* sub = app.add_subcommand(
       "ranges",
-      "Input ranges of every layer and denoise step: what saturates, what drifts, what clipping costs");
+      "Input ranges of every layer and denoise step: what saturates, what drifts, what clipping costs, and "
+      "the command that clips it");
   sub->add_option("STATISTICS", o->statistics, "File of `servoflow calibrate`")->required();
   sub->add_option("--code", o->code, "What inputs are rounded to")
       ->check(CLI::IsMember({"int8", "fp8", "fp4"}).description(""))

@@ -44,8 +44,9 @@ std::string format_of(const std::vector<LinearFormat>& formats, const std::strin
 
 TEST(Plan, AllRecipesResolveOnANetwork) {
   const std::vector<std::string> names = builtin_plans();
-  for (const char* expected : {"fp8-w8a8", "int8-w8a8", "int8-w8a16", "int4-g128-w4a16", "nvfp4-w4a16",
-                               "nvfp4-w4a8", "nvfp4-w4a4", "mlp-nvfp4", "mlp-int4", "mlp-int8"})
+  for (const char* expected :
+       {"fp8-w8a8", "int8-w8a8", "int8-w8a16", "int4-g128-w4a16", "nvfp4-w4a16", "nvfp4-w4a8", "nvfp4-w4a4",
+        "mlp-nvfp4", "mlp-int4", "mlp-int8", "int8-w8a8-static"})
     EXPECT_NE(std::find(names.begin(), names.end(), expected), names.end()) << expected;
   for (const std::string& name : names) {
     const Result<PrecisionPlan> plan = load_plan(name);
@@ -146,6 +147,9 @@ TEST(Patterns, GlobsAndExpressions) {
   EXPECT_TRUE(glob_matches("*b*b*", "abab"));
   EXPECT_FALSE(glob_matches("a*c", "abcd"));
   EXPECT_FALSE(glob_matches("", "a"));
+  EXPECT_TRUE(glob_matches("a**b*", "ab"));
+  EXPECT_TRUE(glob_matches("*layers.1.*proj", "x.layers.1.q_proj"));
+  EXPECT_FALSE(glob_matches("*layers.1.*proj", "x.layers.11.q_proj.bias"));
   const auto matches = [](const char* pattern, const char* name) {
     return NamePattern::compile(pattern, false)->matches(name);
   };

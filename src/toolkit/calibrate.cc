@@ -6,6 +6,7 @@
 #include <set>
 
 #include "core/status_macros.h"
+#include "quant/patterns.h"
 #include "toolkit/case_runner.h"
 #include "toolkit/digest.h"
 #include "toolkit/linears.h"
@@ -23,7 +24,7 @@ class InputTap : public CaseTap {
       const bool keeps =
           std::any_of(statistics.moments.begin(), statistics.moments.end(), [&](const auto& glob) {
             return std::any_of(site.linears.begin(), site.linears.end(),
-                               [&](const std::string& linear) { return glob_matches(glob, linear); });
+                               [&](const std::string& linear) { return quant::glob_matches(glob, linear); });
           });
       if (keeps && !s.moment) s.moment.emplace(site.width);
       index_[site.linears.front()] = &s;
@@ -89,7 +90,7 @@ Result<CalibrateReport> calibrate(const std::string& checkpoint, const Calibrate
   const std::vector<quant::Linear> linears = linear_layers(opened.architecture);
   for (const std::string& glob : options.moments)
     if (std::none_of(linears.begin(), linears.end(),
-                     [&](const auto& l) { return glob_matches(glob, l.name); }))
+                     [&](const auto& l) { return quant::glob_matches(glob, l.name); }))
       return Status::invalid("--moments " + glob + ": matches no linear layer of " + checkpoint);
   SF_ASSIGN_OR_RETURN(now.weights, weights_digest(opened, options.loading));
 

@@ -145,27 +145,6 @@ Result<SiteStatistics> read_site(const SafetensorsFile& file, const std::string&
 
 }  // namespace
 
-bool glob_matches(std::string_view pattern, std::string_view text) {
-  // The usual two-pointer walk: on a mismatch the last * takes one character more.
-  std::size_t p = 0, t = 0, star = std::string_view::npos, mark = 0;
-  while (t < text.size()) {
-    if (p < pattern.size() && pattern[p] == '*') {
-      star = p++;
-      mark = t;
-    } else if (p < pattern.size() && pattern[p] == text[t]) {
-      ++p;
-      ++t;
-    } else if (star != std::string_view::npos) {
-      p = star + 1;
-      t = ++mark;
-    } else {
-      return false;
-    }
-  }
-  while (p < pattern.size() && pattern[p] == '*') ++p;
-  return p == pattern.size();
-}
-
 void SiteStatistics::add(int step, std::span<const float> x) {
   const auto k = static_cast<std::size_t>(width);
   const auto index = static_cast<std::size_t>(std::max(step, 0));

@@ -57,7 +57,4 @@ Status write_calibration(const CalibrationStatistics& statistics, const std::str
 // Strict: version, digest, shapes and the histograms' inner consistency are checked.
 Result<CalibrationStatistics> read_calibration(const std::string& path);
 
-// `pattern` with * for any characters.
-bool glob_matches(std::string_view pattern, std::string_view text);
-
 }  // namespace servoflow::toolkit

@@ -12,6 +12,7 @@
 #include "core/status_macros.h"
 #include "quant/matrix.h"
 #include "quant/methods/lattice.h"
+#include "quant/patterns.h"
 #include "toolkit/calibration.h"
 #include "toolkit/linears.h"
 
@@ -95,7 +96,7 @@ Result<std::vector<Sample>> samples(const weights::Checkpoint& checkpoint, const
   for (const quant::Linear& l : linear_layers(checkpoint.architecture))
     if (!quant::is_protected(l.name) &&
         std::any_of(options.layers.begin(), options.layers.end(),
-                    [&](const auto& glob) { return glob_matches(glob, l.name); }))
+                    [&](const auto& glob) { return quant::glob_matches(glob, l.name); }))
       chosen.push_back(l);
   if (chosen.empty()) return Status::invalid("--layer: matches no linear layer of " + checkpoint.path);
   const EditedSource source(checkpoint.source);

@@ -150,7 +150,9 @@ Result<QuantizeReport> quantize_checkpoint(const QuantizeOptions& options) {
                         .out = out,
                         .recipe = options.recipe,
                         .layout = std::string(quant::convention_name(options.layout)),
-                        .statistics = options.statistics};
+                        .statistics = options.statistics,
+                        .calibrator = options.calibrator,
+                        .clip = options.clip};
   SF_ASSIGN_OR_RETURN(const weights::Checkpoint checkpoint, weights::open_checkpoint(options.checkpoint));
   SF_ASSIGN_OR_RETURN(const auto quantized,
                       quant::find_quant_config(checkpoint.config, options.checkpoint + "/config.json"));
@@ -295,6 +297,7 @@ Json quantize_to_json(const QuantizeReport& r) {
                 {"output_error_nearest", number(l.output_error_nearest)},
                 {"method", l.method}};
     if (l.input_scale) one["input_scale"] = *l.input_scale;
+    if (l.input_clip) one["input_clip"] = *l.input_clip;
     if (!l.step_input_amax.empty()) one["step_input_amax"] = l.step_input_amax;
     if (!l.note.empty()) one["note"] = l.note;
     layers.push_back(std::move(one));
@@ -306,6 +309,8 @@ Json quantize_to_json(const QuantizeReport& r) {
           {"layout", r.layout},
           {"plan", quant::to_json(r.plan)},
           {"calibration", r.calibration},
+          {"calibrator", quant::calibrator_name(r.calibrator.kind)},
+          {"clip", r.clip},
           {"bytes_before", r.bytes_before},
           {"bytes_after", r.bytes_after},
           {"layers", layers},
@@ -347,7 +352,11 @@ std::string quantize_text(const QuantizeReport& r) {
                          s.gain / s.with_outputs);
     out += "\n";
   }
-  int kept = 0;
+  int kept = 0, clipped = 0;
+  for (const LayerReport& l : r.layers) clipped += l.input_clip.has_value();
+  if (clipped > 0)
+    out += fmt::format("inputs of {} layers are clipped below their largest value, by {}\n", clipped,
+                       quant::calibrator_name(r.calibrator.kind));
   for (const LayerReport& l : r.layers) kept += l.note.starts_with("round-to-nearest beats");
   if (kept > 0)
     out += fmt::format("round-to-nearest was kept in {} layers, where it beats the method\n", kept);

@@ -31,7 +31,10 @@ struct QuantizeOptions {
   Rounding rounding = Rounding::kNearest;
   bool correct_bias = false;
   quant::CalibratorOptions calibrator;  // of static input scales
-  ProgressFunction progress;            // parameters of all layers
+  // Globs of the layers whose inputs the calibrator may clip; empty: of all. Layers that read the same input
+  // have one scale for it, so that one of them stands for all. The others keep their whole range.
+  std::vector<std::string> clip;
+  ProgressFunction progress;  // parameters of all layers
 };
 
 // What one layer got. Errors are shares: ‖W' - W‖² / ‖W‖² of weights, and of outputs where there are
@@ -43,6 +46,7 @@ struct LayerReport {
   double weight_error = 0, weight_error_nearest = 0;
   std::optional<double> output_error, output_error_nearest;
   std::optional<float> input_scale;
+  std::optional<float> input_clip;  // where the calibrator clips: the threshold, below the largest input
   std::vector<float>
       step_input_amax;  // where scales are static: the range of each step, which the one scale has to hold
   std::string method;   // what was done: "awq(0.35) least-squares gptq"
@@ -52,6 +56,8 @@ struct LayerReport {
 
 struct QuantizeReport {
   std::string checkpoint, out, recipe, layout, weights, statistics;
+  quant::CalibratorOptions calibrator;
+  std::vector<std::string> clip;  // as asked for
   quant::PrecisionPlan plan;
   std::vector<LayerReport> layers;
   Json calibration;  // null, or {digest, precision, steps, cases}
@@ -61,7 +67,7 @@ struct QuantizeReport {
 
 // OUT appears only when all of it is written. Fails for a checkpoint that is quantized already, statistics of
 // other weights, recipes that need calibration without statistics, methods that need what the statistics
-// lack, and plans that do not fit the network.
+// lack, globs of `clip` that name nothing to clip, and plans that do not fit the network.
 Result<QuantizeReport> quantize_checkpoint(const QuantizeOptions& options);
 
 Json quantize_to_json(const QuantizeReport& report);

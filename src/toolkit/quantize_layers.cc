@@ -10,6 +10,7 @@
 #include "quant/methods/gptq.h"
 #include "quant/methods/smoothing.h"
 #include "quant/methods/weight_grid.h"
+#include "quant/patterns.h"
 #include "weights/manifest.h"
 
 namespace servoflow::toolkit {
@@ -68,6 +69,8 @@ Result<std::unique_ptr<LayerQuantizer>> LayerQuantizer::prepare(
                              std::to_string(site.width) + " in the checkpoint");
     state.statistics = &it->second;
   }
+  const std::vector<quant::Linear> all = linear_layers(checkpoint.architecture);
+  SF_RETURN_IF_ERROR(q->choose_clipped(all, states));
   for (const Site& site : q->sites_) {
     // The expert's output projection, which comes later, decides for the prefix's as well.
     const bool shared = !site.other_linear.empty();
@@ -78,8 +81,13 @@ Result<std::unique_ptr<LayerQuantizer>> LayerQuantizer::prepare(
   for (const auto& [name, state] : states)
     for (const std::string& linear : state.site->linears)
       if (q->states_.contains(linear)) q->states_[linear] = state;
+  for (const std::string& name : options.clip.empty() ? std::set<std::string>() : q->clipped_)
+    if (!q->states_.at(name).m.empty())
+      return Status::invalid("--clip: the inputs of " + name +
+                             " are smoothed, and what is known of their distribution is from before; leave "
+                             "the layer out or pass --smooth none");
   std::vector<quant::Linear> linears;
-  for (const quant::Linear& l : linear_layers(checkpoint.architecture))
+  for (const quant::Linear& l : all)
     if (q->formats_.contains(l.name)) linears.push_back(l);
   for (const std::vector<std::size_t>& set : quant::fused_sets(linears)) {
     std::vector<std::string> names;
@@ -87,6 +95,42 @@ Result<std::unique_ptr<LayerQuantizer>> LayerQuantizer::prepare(
     for (const std::string& name : names) q->fused_[name] = names;
   }
   return q;
+}
+
+Status LayerQuantizer::choose_clipped(std::span<const quant::Linear> linears,
+                                      const std::map<std::string, SiteState>& states) {
+  if (options_.clip.empty()) {
+    for (const auto& [name, format] : formats_) clipped_.insert(name);
+    return {};
+  }
+  if (options_.calibrator.kind == quant::Calibrator::kMinMax)
+    return Status::invalid(
+        "--clip: the calibrator minmax keeps the whole range; choose --calibrator "
+        "percentile, mse or kl");
+  std::map<std::string, const SiteState*> reads;  // what a layer's inputs are
+  for (const auto& [first, state] : states)
+    for (const std::string& linear : state.site->linears) reads[linear] = &state;
+  for (const std::string& glob : options_.clip) {
+    int named = 0, clipped = 0;
+    for (const quant::Linear& l : linears) {
+      if (!quant::glob_matches(glob, l.name)) continue;
+      ++named;
+      const auto site = reads.find(l.name);
+      if (site == reads.end() || site->second->statistics == nullptr) continue;
+      for (const std::string& linear : site->second->site->linears) {
+        const auto format = formats_.find(linear);
+        if (format == formats_.end() || !format->second.input.needs_calibration()) continue;
+        clipped_.insert(linear);
+        ++clipped;
+      }
+    }
+    if (named == 0) return Status::invalid("--clip " + glob + ": matches no linear layer of the checkpoint");
+    if (clipped == 0)
+      return Status::invalid("--clip " + glob +
+                             ": no layer that it matches has a calibrated input scale in " + options_.recipe +
+                             ", so that there is nothing to clip");
+  }
+  return {};
 }
 
 Result<std::vector<float>> LayerQuantizer::shared_rows(const std::string& linear, int rows,
@@ -236,10 +280,13 @@ Status LayerQuantizer::set_input_scale(const SiteState& state, const quant::Line
   if (state.statistics == nullptr) {
     report.note = "never computed by the network: its input scale is for a range of 1";
   } else if (state.m.empty()) {
+    const quant::Histogram inputs = state.statistics->all_steps();
     Result<float> clipped = quant::clipping_threshold(
-        state.statistics->all_steps(), quant::lattice_of(format.input.code), options_.calibrator);
+        inputs, quant::lattice_of(format.input.code),
+        clipped_.contains(report.name) ? options_.calibrator : quant::CalibratorOptions());
     if (!clipped.ok()) return clipped.status().with_context(report.name);
     threshold = *clipped;
+    if (threshold < inputs.amax()) report.input_clip = threshold;
     for (const quant::Histogram& h : state.statistics->steps) report.step_input_amax.push_back(h.amax());
   } else {  // histograms are of the inputs before smoothing; the channels' ranges carry over
     threshold = 0;

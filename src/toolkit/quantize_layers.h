@@ -39,6 +39,9 @@ class LayerQuantizer {
     std::string method;
   };
   LayerQuantizer(const QuantizeOptions& options) : options_(options) {}
+  // Which layers' inputs are clipped, by options_.clip.
+  Status choose_clipped(std::span<const quant::Linear> linears,
+                        const std::map<std::string, SiteState>& states);
   // `other` is the prefix's output projection where `state` is the expert's of the same layer, else null.
   Status smooth(SiteState& state, SiteState* other);
   Result<std::vector<float>> shared_rows(const std::string& linear, int rows, std::int64_t cols) const;
@@ -54,7 +57,8 @@ class LayerQuantizer {
   std::vector<Site> sites_;
   std::map<std::string, SiteState> states_;  // by linear layer
   std::map<std::string, std::vector<std::string>>
-      fused_;  // layers that share a global scale, by each of them
+      fused_;                      // layers that share a global scale, by each of them
+  std::set<std::string> clipped_;  // by linear layer
   std::shared_ptr<EditedSource> source_;
 };
 

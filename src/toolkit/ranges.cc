@@ -3,10 +3,14 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cctype>
 #include <cmath>
+#include <filesystem>
+#include <set>
 
 #include "core/status_macros.h"
 #include "quant/methods/weight_grid.h"
+#include "quant/patterns.h"
 
 namespace servoflow::toolkit {
 namespace {
@@ -24,6 +28,95 @@ std::string short_site(std::string name) {
         {"paligemma_with_expert.paligemma.model.", ""}})
     if (name.starts_with(from)) return to + name.substr(from.size());
   return name;
+}
+
+// For a POSIX shell.
+std::string quoted(const std::string& word) {
+  const auto plain = [](unsigned char c) {
+    return std::isalnum(c) || std::string_view("/._-+=:,@%").find(static_cast<char>(c)) != std::string::npos;
+  };
+  if (!word.empty() && std::all_of(word.begin(), word.end(), plain) && word[0] != '-') return word;
+  std::string out = "'";
+  for (const char c : word) out += c == '\'' ? "'\\''" : std::string(1, c);
+  return out + "'";
+}
+
+// The names as they are, or all layers of a kind as one glob where that names no site beside.
+std::vector<std::string> globs_of(const std::vector<std::string>& names, const CalibrationStatistics& all) {
+  std::vector<std::string> out;
+  const std::set<std::string> wanted(names.begin(), names.end());
+  for (const std::string& name : names) {
+    std::string glob = name;
+    const std::size_t layer = name.find("layers.");
+    const std::size_t end = layer == std::string::npos ? layer : name.find('.', layer + 7);
+    if (end != std::string::npos) {
+      const std::string any = name.substr(0, layer + 7) + "*" + name.substr(end);
+      const auto spared = [&](const auto& site) {
+        return quant::glob_matches(any, site.first) && !wanted.contains(site.first);
+      };
+      if (std::none_of(all.sites.begin(), all.sites.end(), spared)) glob = any;
+    }
+    if (std::find(out.begin(), out.end(), glob) == out.end()) out.push_back(glob);
+  }
+  return out;
+}
+
+// The recipe whose inputs have this code and a calibrated scale: what clipping is about.
+const char* static_recipe(quant::Code code) {
+  return code == quant::Code::kInt8   ? "int8-w8a8-static"
+         : code == quant::Code::kE2M1 ? "nvfp4-w4a4"
+                                      : "fp8-w8a8-static";
+}
+
+std::string clip_command(const CalibrationStatistics& statistics, const RangeOptions& options,
+                         const ClipAdvice& advice) {
+  const std::string recipe = static_recipe(options.code);
+  std::filesystem::path checkpoint(statistics.checkpoint);
+  if (!checkpoint.has_filename()) checkpoint = checkpoint.parent_path();
+  std::string out = "servoflow quantize " + quoted(statistics.checkpoint) + " " +
+                    quoted(checkpoint.filename().string() + "-" + recipe) + " --recipe " + recipe +
+                    " --statistics " + quoted(options.statistics);
+  // Smoothing, which INT8 inputs get unasked, would move what was measured.
+  if (options.code == quant::Code::kInt8) out += " --smooth none";
+  out += fmt::format(" --calibrator {}", quant::calibrator_name(advice.calibrator.kind));
+  if (advice.calibrator.kind == quant::Calibrator::kPercentile)
+    out += fmt::format(" --percentile {}", advice.calibrator.percentile);
+  for (const std::string& glob : advice.globs) out += " --clip " + quoted(glob);
+  return out;
+}
+
+// Fills in the sites that this calibrator clips.
+Status clip_by(const quant::CalibratorOptions& calibrator, const CalibrationStatistics& statistics,
+               const RangeOptions& options, const std::vector<const SiteRange*>& beyond, ClipAdvice& advice) {
+  std::vector<std::string> names;
+  for (const SiteRange* r : beyond) {
+    const Result<float> clip = quant::clipping_threshold(statistics.sites.at(r->name).all_steps(),
+                                                         quant::lattice_of(options.code), calibrator);
+    if (!clip.ok()) return clip.status().with_context(r->name);
+    if (*clip < r->amax) names.push_back(r->name);
+  }
+  advice.calibrator = calibrator;
+  advice.sites = static_cast<int>(names.size());
+  advice.globs = globs_of(names, statistics);
+  if (!names.empty()) advice.command = clip_command(statistics, options, advice);
+  return {};
+}
+
+Result<ClipAdvice> advise(const CalibrationStatistics& statistics, const RangeOptions& options,
+                          const std::vector<SiteRange>& sites) {
+  ClipAdvice advice{.calibrator = options.calibrator};
+  std::vector<const SiteRange*> beyond;
+  for (const SiteRange& r : sites)
+    if (r.beyond > 0) beyond.push_back(&r);
+  advice.beyond = static_cast<int>(beyond.size());
+  quant::CalibratorOptions calibrator = options.calibrator;
+  if (calibrator.kind == quant::Calibrator::kMinMax) {
+    calibrator.kind = quant::Calibrator::kPercentile;
+    if (clip_by(calibrator, statistics, options, beyond, advice).ok()) return advice;
+    calibrator.kind = quant::Calibrator::kMse;  // too few values to tell the percentile
+  }
+  SF_RETURN_IF_ERROR(clip_by(calibrator, statistics, options, beyond, advice));
+  return advice;
 }
 
 }  // namespace
@@ -68,6 +161,7 @@ Result<RangeReport> ranges(const CalibrationStatistics& statistics, const RangeO
     report.flagged += r.flagged;
     report.sites.push_back(std::move(r));
   }
+  SF_ASSIGN_OR_RETURN(report.advice, advise(statistics, options, report.sites));
   return report;
 }
 
@@ -87,12 +181,24 @@ std::string ranges_text(const RangeReport& report, bool all) {
         r.beyond > 0 ? fmt::format("  {} values beyond {:g}", r.beyond, report.options.limit) : "");
   }
   if (shown == 0) out += "(none flagged; --all shows every site)\n";
-  return out + fmt::format(
-                   "\n{} of {} flagged: values beyond {:g}, or ranges of denoise steps that differ by more "
-                   "than {:g}x.\n"
-                   "drift: largest over smallest range of the steps. channels: the largest channel over the "
-                   "median one.\n",
-                   report.flagged, report.sites.size(), report.options.limit, report.options.drift);
+  out += fmt::format(
+      "\n{} of {} flagged: values beyond {:g}, or ranges of denoise steps that differ by more "
+      "than {:g}x.\n"
+      "drift: largest over smallest range of the steps. channels: the largest channel over the "
+      "median one.\n",
+      report.flagged, report.sites.size(), report.options.limit, report.options.drift);
+  const ClipAdvice& advice = report.advice;
+  if (advice.beyond == 0) return out;
+  const std::string_view by = quant::calibrator_name(advice.calibrator.kind);
+  if (advice.sites < advice.beyond)
+    out += fmt::format(
+        "\n{} of the {} sites with values beyond {:g} keep their whole range by {}; another "
+        "--calibrator may clip them.\n",
+        advice.beyond - advice.sites, advice.beyond, report.options.limit, by);
+  if (advice.sites > 0)
+    out += fmt::format("\nTo clip {} sites with values beyond {:g}, by {}, and no other:\n  {}\n",
+                       advice.sites, report.options.limit, by, advice.command);
+  return out;
 }
 
 Json ranges_to_json(const RangeReport& report) {
@@ -117,6 +223,12 @@ Json ranges_to_json(const RangeReport& report) {
           {"code", report.code},
           {"limit", report.options.limit},
           {"flagged", report.flagged},
+          {"clip",
+           {{"beyond", report.advice.beyond},
+            {"sites", report.advice.sites},
+            {"calibrator", quant::calibrator_name(report.advice.calibrator.kind)},
+            {"globs", report.advice.globs},
+            {"command", report.advice.command.empty() ? Json(nullptr) : Json(report.advice.command)}}},
           {"sites", sites}};
 }
 

@@ -18,7 +18,8 @@ struct RangeOptions {
   quant::CalibratorOptions calibrator;    // where the range is clipped
   // Magnitudes beyond this are flagged: 448 · 6 is the most that NVFP4 holds with a global scale of 1.
   float limit = 2688;
-  double drift = 4;  // largest over smallest range of a site's steps that is flagged
+  double drift = 4;                       // largest over smallest range of a site's steps that is flagged
+  std::string statistics = "STATISTICS";  // their file, for the command that clips
 };
 
 struct SiteRange {
@@ -38,9 +39,21 @@ struct SiteRange {
   bool flagged = false;
 };
 
+// What to clip where values lie beyond the limit.
+struct ClipAdvice {
+  int beyond = 0;  // sites with such values
+  int sites = 0;   // those of them that the calibrator clips
+  // The one asked for. Where that is minmax, which clips nothing: percentile, or mse if there are too few
+  // values for that.
+  quant::CalibratorOptions calibrator;
+  std::vector<std::string> globs;  // that name these sites and no other one
+  std::string command;             // of servoflow quantize, for a shell; empty if no site is to be clipped
+};
+
 struct RangeReport {
   std::vector<SiteRange> sites;  // by name
   int flagged = 0;
+  ClipAdvice advice;
   std::string statistics, code;
   RangeOptions options;
 };

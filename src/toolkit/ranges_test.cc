@@ -46,6 +46,70 @@ TEST(Ranges, FlagsWhatNvfp4CannotHoldInTheStepWhereItHappens) {
   EXPECT_EQ(ranges_text(*r, false).find("calm"), std::string::npos);
 }
 
+// The command names what has values beyond the limit and what clipping changes, nothing else; layers of a
+// kind together where all of them need it.
+TEST(Ranges, SaysHowToClipWhatSaturates) {
+  CalibrationStatistics s{.checkpoint = "my policies/tiny/", .denoise_steps = 1};
+  std::mt19937 random(2);
+  std::normal_distribution<float> draw;
+  const auto add = [&](const std::string& name, bool wild) {
+    SiteStatistics& site = s.sites[name];
+    site.width = 8;
+    std::vector<float> x(8 * 4000);
+    for (float& v : x) v = draw(random);
+    if (wild) x[5] = 5000;
+    site.add(0, x);
+  };
+  for (const char* layer : {"0", "1"}) {
+    add(std::string("a.layers.") + layer + ".mlp.down_proj", true);
+    add(std::string("a.layers.") + layer + ".self_attn.o_proj", layer[0] == '1');
+    add(std::string("a.layers.") + layer + ".mlp.gate_proj", false);
+  }
+  const Result<RangeReport> r = ranges(s, {.statistics = "it's.stats"});
+  ASSERT_TRUE(r.ok()) << r.status().message();
+  EXPECT_EQ(r->advice.beyond, 3);
+  const std::string command =
+      "servoflow quantize 'my policies/tiny/' tiny-fp8-w8a8-static --recipe fp8-w8a8-static --statistics "
+      "'it'\\''s.stats' --calibrator percentile --percentile 0.999 --clip 'a.layers.*.mlp.down_proj' --clip "
+      "a.layers.1.self_attn.o_proj";
+  const Result<RangeReport> by_share =
+      ranges(s, {.calibrator = {quant::Calibrator::kPercentile, 0.999}, .statistics = "it's.stats"});
+  ASSERT_TRUE(by_share.ok());
+  EXPECT_EQ(by_share->advice.sites, 3);
+  EXPECT_EQ(by_share->advice.command, command);
+  EXPECT_NE(ranges_text(*by_share, false).find("\n  " + command + "\n"), std::string::npos);
+  EXPECT_EQ(ranges_to_json(*by_share)["clip"]["command"], command);
+  // INT8 inputs are smoothed unless that is forbidden, and then they are not what was measured.
+  const Result<RangeReport> int8 = ranges(s, {.code = quant::Code::kInt8});
+  ASSERT_TRUE(int8.ok());
+  for (const std::string part : {"--recipe int8-w8a8-static", "--smooth none",
+                                 "--calibrator percentile --percentile 0.9999", "STATISTICS"})
+    EXPECT_NE(int8->advice.command.find(part), std::string::npos) << int8->advice.command;
+  // Nothing beyond the limit: nothing to clip.
+  const Result<RangeReport> calm = ranges(s, {.limit = 10000});
+  ASSERT_TRUE(calm.ok());
+  EXPECT_EQ(calm->advice.command, "");
+  EXPECT_EQ(ranges_to_json(*calm)["clip"]["command"], nullptr);
+  EXPECT_EQ(ranges_text(*calm, false).find("--clip"), std::string::npos);
+}
+
+// A single large value among few: the least squared error is that of the whole range, and it says so.
+TEST(Ranges, ACalibratorThatKeepsTheWholeRangeIsNoAdvice) {
+  CalibrationStatistics s{.checkpoint = "tiny", .denoise_steps = 1};
+  SiteStatistics& site = s.sites["a"];
+  site.width = 2;
+  site.add(0, std::vector<float>{1, 5000});
+  const Result<RangeReport> r = ranges(s, {});
+  ASSERT_TRUE(r.ok()) << r.status().message();
+  EXPECT_EQ(r->advice.beyond, 1);
+  EXPECT_EQ(r->advice.sites, 0);
+  EXPECT_EQ(r->advice.command, "");
+  EXPECT_NE(
+      ranges_text(*r, false).find("1 of the 1 sites with values beyond 2688 keep their whole range by mse"),
+      std::string::npos)
+      << ranges_text(*r, false);
+}
+
 TEST(Ranges, ClippingByLeastSquaresNeverLosesToTheWholeRange) {
   for (const quant::Code code : {quant::Code::kInt8, quant::Code::kE4M3, quant::Code::kE2M1}) {
     const Result<RangeReport> r =

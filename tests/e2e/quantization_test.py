@@ -6,6 +6,7 @@ usage: quantization_test.py BINARY     (from the repository root)
 import json
 import os
 import pathlib
+import shlex
 import shutil
 import subprocess
 import sys
@@ -69,6 +70,30 @@ class Quantization(unittest.TestCase):
         self.assertGreater(distance, 1e-7)
         self.assertLess(distance, 1e-2)
         self.assertIn("Gates", html.read_text(encoding="utf-8"))
+
+    def test_ranges_says_how_to_clip_and_quantize_does_it(self) -> None:
+        statistics = self.tmp / "stats"
+        self.cli("calibrate", TINY, statistics, "--limit", 3)
+        # No input of the tiny checkpoint is beyond 2688: a lower limit finds some.
+        common = ("ranges", statistics, "--code", "int8", "--limit", 8)
+        report = self.json(*common)
+        self.assertGreater(report["clip"]["sites"], 0)
+        self.assertLess(report["clip"]["sites"], len(report["sites"]))
+        command = report["clip"]["command"]
+        self.assertIn(f"\n  {command}\n", self.cli(*common))
+        words = shlex.split(command)
+        self.assertEqual(words[:3], ["servoflow", "quantize", str(TINY)])
+        words[3] = str(self.tmp / words[3])  # OUT: not into the repository
+        made = self.json(*words[1:])
+        self.assertEqual(made["clip"], report["clip"]["globs"])
+        clipped = {layer["name"] for layer in made["layers"] if "input_clip" in layer}
+        wanted = {site["name"] for site in report["sites"] if site["beyond"] > 0}
+        self.assertLessEqual(wanted, clipped)
+        self.assertFalse(clipped & {site["name"] for site in report["sites"]} - wanted)
+        words[words.index("--clip") + 1] = "*nobody*"
+        words[3] += "-2"
+        self.assertIn("--clip *nobody*: matches no linear layer", self.cli(*words[1:], code=2))
+        self.assertFalse(pathlib.Path(words[3]).exists())
 
     def test_recipes_at_load_lie_in_their_noise_bands(self) -> None:
         for recipe in ("int8-w8a8", "int4-g128-w4a16", "nvfp4-w4a16", "mlp-nvfp4"):

@@ -98,6 +98,20 @@ Result<Calibrator> calibrator_named(const std::string& name) {
   return Status::invalid("calibrator: \"" + name + "\" is not known; choose minmax, percentile, mse or kl");
 }
 
+std::string_view calibrator_name(Calibrator calibrator) {
+  switch (calibrator) {
+    case Calibrator::kMinMax:
+      return "minmax";
+    case Calibrator::kPercentile:
+      return "percentile";
+    case Calibrator::kMse:
+      return "mse";
+    case Calibrator::kKl:
+      return "kl";
+  }
+  return "";
+}
+
 namespace {
 
 double center(const Histogram& h, std::size_t bin) {

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "quant/methods/lattice.h"
@@ -47,6 +48,7 @@ enum class Calibrator {
   kKl,          // least Kullback-Leibler divergence of the rounded from the original distribution
 };
 Result<Calibrator> calibrator_named(const std::string& name);  // "minmax" | "percentile" | "mse" | "kl"
+std::string_view calibrator_name(Calibrator calibrator);
 
 struct CalibratorOptions {
   Calibrator kind = Calibrator::kMinMax;
