@@ -14,6 +14,14 @@
 namespace servoflow::toolkit {
 namespace {
 
+// Whether one of these globs names a layer of the site.
+bool keeps_moment(const Site& site, const std::vector<std::string>& globs) {
+  return std::any_of(globs.begin(), globs.end(), [&](const std::string& glob) {
+    return std::any_of(site.linears.begin(), site.linears.end(),
+                       [&](const std::string& linear) { return quant::glob_matches(glob, linear); });
+  });
+}
+
 // Adds what goes into each site.
 class InputTap : public CaseTap {
  public:
@@ -21,12 +29,7 @@ class InputTap : public CaseTap {
     for (const Site& site : sites(architecture)) {
       SiteStatistics& s = statistics.sites[site.linears.front()];
       s.width = site.width;
-      const bool keeps =
-          std::any_of(statistics.moments.begin(), statistics.moments.end(), [&](const auto& glob) {
-            return std::any_of(site.linears.begin(), site.linears.end(),
-                               [&](const std::string& linear) { return quant::glob_matches(glob, linear); });
-          });
-      if (keeps && !s.moment) s.moment.emplace(site.width);
+      if (keeps_moment(site, statistics.moments) && !s.moment) s.moment.emplace(site.width);
       index_[site.linears.front()] = &s;
     }
   }
@@ -59,6 +62,28 @@ Status fits(const CalibrationStatistics& old, const CalibrationStatistics& now, 
                    std::to_string(now.denoise_steps) + " steps");
   if (old.moments != now.moments)
     return differs("second moments", Json(old.moments).dump(), Json(now.moments).dump());
+  return {};
+}
+
+// What a file holds is added to, channel by channel: its digest says that it is whole, not that it was made
+// for this network.
+Status fits_network(const CalibrationStatistics& old, const weights::Architecture& architecture,
+                    const std::string& path) {
+  std::map<std::string, const Site*> known;
+  const std::vector<Site> all = sites(architecture);
+  for (const Site& site : all) known[site.linears.front()] = &site;
+  for (const auto& [name, statistics] : old.sites) {
+    const auto site = known.find(name);
+    if (site == known.end())
+      return Status::invalid(path + ": " + name + " is no layer of this network; choose another file");
+    if (statistics.width != site->second->width)
+      return Status::invalid(path + ": " + name + " has " + std::to_string(statistics.width) +
+                             " input channels there, " + std::to_string(site->second->width) +
+                             " in the checkpoint; choose another file");
+    if (statistics.moment.has_value() != keeps_moment(*site->second, old.moments))
+      return Status::invalid(path + ": " + name + (statistics.moment ? " has" : " lacks") +
+                             " second moments, against the file's own list of them; choose another file");
+  }
   return {};
 }
 
@@ -109,6 +134,7 @@ Result<CalibrateReport> calibrate(const std::string& checkpoint, const Calibrate
   if (std::filesystem::exists(options.out, ignored)) {
     SF_ASSIGN_OR_RETURN(CalibrationStatistics old, read_calibration(options.out));
     SF_RETURN_IF_ERROR(fits(old, now, options.out));
+    SF_RETURN_IF_ERROR(fits_network(old, architecture, options.out));
     now = std::move(old);
   }
   std::set<std::string> done;

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <filesystem>
 #include <fstream>
+#include <functional>
 
 #include "toolkit/linears.h"
 #include "weights/checkpoint.h"
@@ -114,6 +115,36 @@ TEST_F(Calibrate, RefusesStatisticsOfOtherWeightsOrOtherPrecision) {
   EXPECT_EQ(fs::file_size(file("s")), size);
   EXPECT_FALSE(calibrate(kTiny, {.cases = folder, .out = file("t"), .moments = {"no.such.layer"}}).ok());
   EXPECT_FALSE(fs::exists(file("t")));
+}
+
+// A digest says that a file is whole, not that it is of this network.
+TEST_F(Calibrate, OtherLayersUnderTheSameWeightsAreRefused) {
+  const std::string folder = cases({"libero"});
+  ASSERT_TRUE(calibrate(kTiny, {.cases = folder, .out = file("s")}).ok());
+  const CalibrationStatistics good = *read_calibration(file("s"));
+  const std::string first = good.sites.begin()->first;
+  const auto refused = [&](const std::string& words,
+                           const std::function<void(CalibrationStatistics&)>& change) {
+    CalibrationStatistics s = good;
+    change(s);
+    ASSERT_TRUE(write_calibration(s, file("e")).ok());
+    ASSERT_TRUE(read_calibration(file("e")).ok());
+    const auto r = calibrate(kTiny, {.cases = cases({"libero", "droid"}), .out = file("e")});
+    ASSERT_FALSE(r.ok()) << words;
+    EXPECT_NE(r.status().message().find(words), std::string::npos) << r.status().message();
+  };
+  refused(first + " has 3 input channels there", [&](CalibrationStatistics& s) {
+    s.sites[first] = {.width = 3};
+    s.sites[first].add(0, std::vector<float>{1, 2, 3});
+  });
+  refused("no.such.layer is no layer of this network",
+          [&](CalibrationStatistics& s) { s.sites["no.such.layer"] = s.sites[first]; });
+  refused(first + " has second moments", [&](CalibrationStatistics& s) {
+    SiteStatistics& site = s.sites[first];
+    const std::vector<float> row(static_cast<std::size_t>(site.width), 1.0f);
+    site.moment.emplace(site.width);
+    site.add(0, row);
+  });
 }
 
 TEST_F(Calibrate, DamagedStatisticsAreErrors) {

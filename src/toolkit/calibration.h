@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "core/json.h"
+#include "core/safetensors.h"
 #include "quant/methods/histogram.h"
 #include "quant/methods/moments.h"
 #include "servoflow/status.h"
@@ -54,7 +55,11 @@ inline constexpr int kCalibrationVersion = 1;
 // Σ|x|, Σx, Σx²), SITE/rows U64 [1], SITE/moment F64 [K, K]; the rest is metadata. Written under a temporary
 // name, then renamed.
 Status write_calibration(const CalibrationStatistics& statistics, const std::string& path);
-// Strict: version, digest, shapes and the histograms' inner consistency are checked.
+// Strict: version, digest, and all that calibration_from_file checks.
 Result<CalibrationStatistics> read_calibration(const std::string& path);
+// What a file holds, whether or not its digest agrees. Refuses tensors that are missing, misshapen or of no
+// site, values that no inputs have (NaN, negative sums, beyond float32), and counts, largest magnitudes and
+// lengths that contradict each other: what it returns was gathered from some inputs, as far as can be told.
+Result<CalibrationStatistics> calibration_from_file(const SafetensorsFile& file);
 
 }  // namespace servoflow::toolkit

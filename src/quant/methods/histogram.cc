@@ -2,16 +2,24 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdio>
 #include <limits>
 
 namespace servoflow::quant {
 namespace {
-constexpr float kBeyond = 0x1p127f;  // the largest limit
+constexpr float kBeyond = 0x1p127f;   // the largest limit
+constexpr int kLeastExponent = -100;  // of the smallest: kBins over it has to be a float32
+
+std::string number(float v) {
+  char text[32];
+  std::snprintf(text, sizeof(text), "%.9g", static_cast<double>(v));
+  return text;
 }
+}  // namespace
 
 void Histogram::grow(float to) {
   if (limit_ == 0) {  // so far only zeros, which lie in the first bin whatever the limit is
-    limit_ = std::ldexp(1.0f, std::max(-120, std::ilogb(to) + 1));
+    limit_ = std::ldexp(1.0f, std::max(kLeastExponent, std::ilogb(to) + 1));
     return;
   }
   while (limit_ <= to) {
@@ -70,20 +78,29 @@ std::uint64_t Histogram::above(float threshold) const {
 Result<Histogram> Histogram::restore(std::span<const std::uint64_t> bins, float limit, float amax,
                                      std::uint64_t not_finite) {
   int exponent = 0;
-  const bool power = limit == 0 || (std::isfinite(limit) && std::frexp(limit, &exponent) == 0.5f);
+  const bool power = limit == 0 || (limit >= std::ldexp(1.0f, kLeastExponent) && limit <= kBeyond &&
+                                    std::frexp(limit, &exponent) == 0.5f);
   if (bins.size() != kBins || !power || !(amax >= 0) || !std::isfinite(amax) ||
       (limit > 0 ? amax >= limit : amax > 0))
-    return Status::invalid("histogram: " + std::to_string(bins.size()) + " bins, limit " +
-                           std::to_string(limit) + " and largest magnitude " + std::to_string(amax) +
-                           " do not belong together");
+    return Status::invalid("histogram: " + std::to_string(bins.size()) + " bins, limit " + number(limit) +
+                           " and largest magnitude " + number(amax) + " do not belong together");
   Histogram out;
   out.bins_.assign(bins.begin(), bins.end());
   for (const std::uint64_t n : bins) {
     if (n > (std::uint64_t{1} << 62) - out.count_) return Status::invalid("histogram: counts overflow");
     out.count_ += n;
   }
-  for (std::size_t i = limit > 0 ? kBins : 1; i < kBins; ++i)
-    if (bins[i] != 0) return Status::invalid("histogram: counts above a limit of 0");
+  std::size_t last = kBins;  // that holds values; kBins: none does
+  for (std::size_t i = 0; i < kBins; ++i)
+    if (bins[i] != 0) last = i;
+  if (limit == 0 && last != 0 && last != kBins)
+    return Status::invalid("histogram: counts above a limit of 0");
+  // Bins are powers of two apart and merged in pairs, so that this is exact.
+  const float per_bin = limit > 0 ? static_cast<float>(kBins) / limit : 0;
+  if (limit > 0 && static_cast<std::size_t>(amax * per_bin) != last)
+    return Status::invalid("histogram: the last bin with values is " + std::to_string(last) +
+                           ", the largest magnitude " + number(amax) + " of a limit of " + number(limit) +
+                           " belongs into another");
   out.limit_ = limit;
   out.amax_ = amax;
   out.not_finite_ = not_finite;

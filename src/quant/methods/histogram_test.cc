@@ -51,10 +51,31 @@ TEST(Histogram, CountsWhatIsNotFiniteApart) {
   EXPECT_FALSE(clipping_threshold(h, Lattice::integer(8), {}).ok());
 }
 
+// Smaller than any limit for which float32 has the number of bins per unit.
+TEST(Histogram, TakesTheSmallestMagnitudes) {
+  Histogram h;
+  const float tiny[] = {0, std::numeric_limits<float>::denorm_min(), -1e-36f, 1e-38f};
+  h.add(tiny);
+  EXPECT_EQ(h.count(), 4u);
+  EXPECT_EQ(h.bins()[0], 4u);
+  EXPECT_EQ(h.amax(), 1e-36f);
+  const auto restored = Histogram::restore(h.bins(), h.limit(), h.amax(), 0);
+  ASSERT_TRUE(restored.ok()) << restored.status().message();
+  h.add({{1.0f}});
+  EXPECT_EQ(h.bins()[0], 4u);
+  EXPECT_EQ(h.bins()[1024], 1u);
+  EXPECT_FALSE(Histogram::restore(h.bins(), 0x1p-101f, 1e-36f, 0).ok());
+}
+
 TEST(Histogram, RefusesStoredCountsThatContradict) {
   std::vector<std::uint64_t> bins(Histogram::kBins);
-  bins[3] = 1;
+  bins[512] = 1;
   EXPECT_TRUE(Histogram::restore(bins, 4, 1, 0).ok());
+  EXPECT_FALSE(Histogram::restore(bins, 4, 1.5f, 0).ok());  // of another bin
+  EXPECT_FALSE(Histogram::restore(bins, 4, 0.5f, 0).ok());
+  EXPECT_FALSE(Histogram::restore(bins, -4, 1, 0).ok());
+  EXPECT_FALSE(Histogram::restore(bins, std::numeric_limits<float>::infinity(), 1, 0).ok());
+  EXPECT_FALSE(Histogram::restore(std::vector<std::uint64_t>(Histogram::kBins), 4, 1, 0).ok());  // no values
   EXPECT_FALSE(Histogram::restore(bins, 3, 1, 0).ok());  // not a power of two
   EXPECT_FALSE(Histogram::restore(bins, 4, 4, 0).ok());  // beyond the limit
   EXPECT_FALSE(Histogram::restore(bins, 0, 0, 0).ok());  // a count above zero without a limit
