@@ -81,8 +81,8 @@ Result<std::unique_ptr<LayerQuantizer>> LayerQuantizer::prepare(
   for (const auto& [name, state] : states)
     for (const std::string& linear : state.site->linears)
       if (q->states_.contains(linear)) q->states_[linear] = state;
-  for (const std::string& name : options.clip.empty() ? std::set<std::string>() : q->clipped_)
-    if (!q->states_.at(name).m.empty())
+  for (const std::string& name : q->clipped_)
+    if (!options.clip.empty() && !q->states_.at(name).m.empty())
       return Status::invalid("--clip: the inputs of " + name +
                              " are smoothed, and what is known of their distribution is from before; leave "
                              "the layer out or pass --smooth none");

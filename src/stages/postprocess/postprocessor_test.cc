@@ -60,7 +60,7 @@ TEST(Postprocessor, RecordedCases) {
 
 TEST(Postprocessor, AllColumnsOfTheModel) {
   Contract contract = load("tests/golden/openpi-tiny", "libero");
-  contract.actions.width = 0;
+  contract.actions = {};  // no width, and no labels for columns of one
   const auto post = Postprocessor::create(contract, 32);
   ASSERT_TRUE(post.ok());
   std::vector<float> normalized(2 * 32, 0.25f);
@@ -123,7 +123,7 @@ TEST(Postprocessor, RefusesWhatDoesNotFit) {
   input.state.resize(7);
   EXPECT_FALSE((*post)->run(normalized, 1, input, actions, width).ok());
   // With width 0 only the model tells how far a transform may reach.
-  contract.actions.width = 0;
+  contract.actions = {};  // no width, and no labels for columns of one
   contract.actions.transforms = {{"joint_flip", std::vector<double>(40, -1.0), ""}};
   ASSERT_TRUE(contract::validate(contract).empty());
   EXPECT_FALSE(Postprocessor::create(contract, 32).ok());
