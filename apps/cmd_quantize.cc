@@ -110,7 +110,8 @@ void add_quantize(CLI::App& app, Action& action) {
   sub->add_option(
          "--recipe", o->recipe,
          "Recipe or plan file: which layer gets which format. Recipes: int8-w8a8, int8-w8a16, fp8-w8a8, "
-         "int4-g128-w4a16, nvfp4-w4a16, nvfp4-w4a8, nvfp4-w4a4, mlp-nvfp4, …")
+         "int4-g128-w4a16, nvfp4-w4a16, nvfp4-w4a8, nvfp4-w4a4, mlp-nvfp4, fp8-w8a8-static, "
+         "int8-w8a8-static, …")
       ->required()
       ->type_name("NAME|FILE");
   sub->add_option("--statistics", o->statistics, "Inputs' statistics, from `servoflow calibrate`")
@@ -125,13 +126,16 @@ void add_quantize(CLI::App& app, Action& action) {
   sub->add_flag("--correct-bias", o->correct_bias,
                 "Take the mean error of outputs out of the biases there are");
   choice("--calibrator", o->calibrator, {"minmax", "percentile", "mse", "kl"},
-         "How static input ranges are clipped");
+         "How static input ranges are clipped; minmax keeps them whole");
   sub->add_option("--percentile", o->percentile, "Share of the values that stays below the clip")
       ->type_name("P")
       ->capture_default_str();
-  sub->add_option("--clip", o->clip,
-                  "Layers whose inputs --calibrator clips, all others keep their whole range; * stands for "
-                  "anything, may be repeated; default: all. `servoflow ranges` says which need it")
+  sub->add_option(
+         "--clip", o->clip,
+         "Layers whose inputs --calibrator (another than minmax) clips, all others keep their whole range; * "
+         "stands for anything, may be repeated; default: all. Needs a recipe with calibrated input scales "
+         "(fp8-w8a8-static, nvfp4-w4a4, int8-w8a8-static with --smooth none); `servoflow ranges` prints the "
+         "whole command")
       ->type_name("GLOB")
       ->allow_extra_args(false);
   add_output_options(*sub, o->common);

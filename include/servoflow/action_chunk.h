@@ -28,7 +28,7 @@ struct ActionChunk {
   bool prompt_truncated = false;           // the prompt was longer than the model's token limit
   std::uint64_t request = 0;               // the session's inference index, part of the noise counter
   std::string device, backend, precision;  // what actually ran: "cpu", "cpu/avx512_bf16", "bf16"
-  std::string contract_hash;               // SHA-256 of the robot contract
+  std::string contract_hash;               // SHA-256 of the robot contract, its labels left out
 };
 
 }  // namespace servoflow

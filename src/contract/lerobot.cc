@@ -32,7 +32,7 @@ struct Features {
   int state_width = 0, action_width = 0;
   int max_tokens = 200;
   std::map<std::string, std::string> modes;  // "STATE" -> "QUANTILES"
-  std::vector<NamedColumns> action_names;
+  ColumnNames action_names;
 };
 
 // The keys of an object in the file's own order, which decides the order of the cameras; Json itself sorts
@@ -204,21 +204,22 @@ std::vector<CameraSlot> cameras_of(const Features& features,
   return cameras;
 }
 
-// The one list of names that all places agree on which have one; empty where none has.
+// The one list of names, one for each column, that all places agree on which have such a list; empty where
+// none has, or where they differ: names stop no policy. Others are usual (lerobot writes list(names), of a
+// dict its keys: ["motors"]) and name no column.
 std::vector<std::string> action_names_of(const Features& features, const PreprocessorSteps& pre,
-                                         const NormalizerStep& post, Problems& problems) {
-  const NamedColumns* first = nullptr;
+                                         const NormalizerStep& post) {
+  const std::vector<std::string>* first = nullptr;
   for (const auto* place : {&features.action_names, &pre.normalizer.action_names, &post.action_names}) {
-    for (const NamedColumns& columns : *place) {
-      check_labels(columns.names, features.action_width, true, columns.field, problems);
-      if (first != nullptr && columns.names != first->names) {
-        problems.add(columns.field,
-                     "names the action's columns otherwise than " + first->field + "; make them agree");
-      }
-      if (first == nullptr) first = &columns;
+    for (const std::vector<std::string>& names : *place) {
+      Problems unfit("");
+      check_labels(names, features.action_width, true, "", unfit);
+      if (!unfit.empty()) continue;
+      if (first != nullptr && names != *first) return {};
+      first = &names;
     }
   }
-  return first == nullptr ? std::vector<std::string>() : first->names;
+  return first == nullptr ? std::vector<std::string>() : *first;
 }
 
 Result<Statistics> read_state_tensors(const std::string& directory, const std::string& state_file,
@@ -279,7 +280,7 @@ Result<Contract> contract_from_lerobot(std::string_view config_text, const Json&
                      std::to_string(features.max_tokens) + "; make them agree");
   }
   contract.actions.width = features.action_width;
-  contract.actions.names = action_names_of(features, pre, post, problems);
+  contract.actions.names = action_names_of(features, pre, post);
   if (problems.empty()) {
     for (const std::string& line : validate(contract)) problems.add("", line);
   }

@@ -99,8 +99,8 @@ void check_device(const std::map<std::string, Step>& steps, Problems& problems) 
   fields.refuse_unknown();
 }
 
-void check_relative(const std::map<std::string, Step>& steps, const char* name,
-                    std::vector<NamedColumns>& action_names, Problems& problems) {
+void check_relative(const std::map<std::string, Step>& steps, const char* name, ColumnNames& action_names,
+                    Problems& problems) {
   const auto step = steps.find(name);
   if (step == steps.end()) return;
   JsonFields fields(*step->second.config, step->second.path, problems);
@@ -164,27 +164,17 @@ void read_tokenizer(const std::map<std::string, Step>& steps, PreprocessorSteps&
 
 }  // namespace
 
-void read_column_names(JsonFields& fields, const std::string& key, std::vector<NamedColumns>& out) {
+void read_column_names(JsonFields& fields, const std::string& key, ColumnNames& out) {
   const Json* value = fields.get(key, false);
-  if (value == nullptr || value->is_null()) return;
-  std::string field = fields.field(key);
-  if (value->is_object() && value->size() == 1) {
-    field += "." + value->begin().key();
-    value = &*value->begin();
-  }
-  if (!value->is_array()) {
-    return fields.problems().add(
-        field, "must be a list of names, or an object with one list in it, is " + json_kind(*value));
-  }
-  NamedColumns columns{.field = std::move(field), .names = {}};
+  if (value == nullptr) return;
+  if (value->is_object() && value->size() == 1) value = &*value->begin();
+  if (!value->is_array()) return;
+  std::vector<std::string> names;
   for (const Json& name : *value) {
-    if (!name.is_string()) {
-      return fields.problems().add(columns.field + "[" + std::to_string(columns.names.size()) + "]",
-                                   "must be a string, is " + json_kind(name));
-    }
-    columns.names.push_back(name.get<std::string>());
+    if (!name.is_string()) return;
+    names.push_back(name.get<std::string>());
   }
-  out.push_back(std::move(columns));
+  out.push_back(std::move(names));
 }
 
 std::map<std::string, std::string> read_norm_map(const Json& json, const std::string& path,
@@ -231,7 +221,7 @@ PreprocessorSteps read_preprocessor(const Json& json, const std::string& path, P
   }
   check_no_settings(steps, "to_batch_processor", problems);
   check_no_settings(steps, "pi05_prepare_state_tokenizer_processor_step", problems);
-  std::vector<NamedColumns> action_names;
+  ColumnNames action_names;
   check_relative(steps, "relative_actions_processor", action_names, problems);
   check_device(steps, problems);
   out.normalizer = read_normalizer(steps, "normalizer_processor", "observation.state", problems);

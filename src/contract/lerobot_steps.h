@@ -11,20 +11,17 @@
 
 namespace servoflow::contract {
 
-// Names of the action's columns as one place of a checkpoint has them.
-struct NamedColumns {
-  std::string field;  // "policy_preprocessor.json: relative_actions_processor.action_names"
-  std::vector<std::string> names;
-};
-// Adds those of `key`, if it is there and not null: a list, or an object with one list in it, as lerobot's
-// datasets describe features ({"motors": [...]}).
-void read_column_names(JsonFields& fields, const std::string& key, std::vector<NamedColumns>& out);
+// Lists of names, each of one place of a checkpoint.
+using ColumnNames = std::vector<std::vector<std::string>>;
+// Adds that of `key`: a list of strings, or an object with one such list in it, as lerobot's datasets
+// describe features ({"motors": [...]}). Anything else names nothing.
+void read_column_names(JsonFields& fields, const std::string& key, ColumnNames& out);
 
 struct NormalizerStep {
   std::string name;                          // "normalizer_processor"
   std::string state_file;                    // empty: saved without statistics
   std::map<std::string, std::string> modes;  // "STATE" -> "QUANTILES"
-  std::vector<NamedColumns> action_names;    // of this pipeline
+  ColumnNames action_names;                  // of this pipeline
 };
 
 struct PreprocessorSteps {

@@ -85,6 +85,11 @@ namespace {
 // that the case names, else of the one that the contract is called after.
 void label_actions(const std::string& case_robot, const std::string& contract_name,
                    contract::Actions& actions) {
+  const auto drop_unfit = [&] {
+    for (std::vector<std::string>* labels : {&actions.names, &actions.units})
+      if (labels->size() != static_cast<std::size_t>(actions.width)) labels->clear();
+  };
+  drop_unfit();
   const std::vector<std::string> builtin = contract::list_builtin_robots();
   for (const std::string& robot : {case_robot, contract_name}) {
     if (!actions.names.empty() || !actions.units.empty()) break;
@@ -94,8 +99,7 @@ void label_actions(const std::string& case_robot, const std::string& contract_na
     actions.names = std::move(known->actions.names);
     actions.units = std::move(known->actions.units);
   }
-  for (std::vector<std::string>* labels : {&actions.names, &actions.units})
-    if (labels->size() != static_cast<std::size_t>(actions.width)) labels->clear();
+  drop_unfit();
 }
 
 }  // namespace

@@ -30,12 +30,22 @@ std::string short_site(std::string name) {
   return name;
 }
 
-// For a POSIX shell.
-std::string quoted(const std::string& word) {
+// The folder's own name, also of "." and "policy/"; empty for the root.
+std::string named_after(const std::string& folder) {
+  std::error_code failed;
+  std::filesystem::path path = std::filesystem::absolute(folder, failed).lexically_normal();
+  if (failed) return {};
+  if (!path.has_filename()) path = path.parent_path();
+  return path.filename().string();
+}
+
+// For a POSIX shell, and no option.
+std::string quoted(const std::string& bare) {
+  const std::string word = bare.starts_with('-') ? "./" + bare : bare;
   const auto plain = [](unsigned char c) {
     return std::isalnum(c) || std::string_view("/._-+=:,@%").find(static_cast<char>(c)) != std::string::npos;
   };
-  if (!word.empty() && std::all_of(word.begin(), word.end(), plain) && word[0] != '-') return word;
+  if (!word.empty() && std::all_of(word.begin(), word.end(), plain)) return word;
   std::string out = "'";
   for (const char c : word) out += c == '\'' ? "'\\''" : std::string(1, c);
   return out + "'";
@@ -71,10 +81,9 @@ const char* static_recipe(quant::Code code) {
 std::string clip_command(const CalibrationStatistics& statistics, const RangeOptions& options,
                          const ClipAdvice& advice) {
   const std::string recipe = static_recipe(options.code);
-  std::filesystem::path checkpoint(statistics.checkpoint);
-  if (!checkpoint.has_filename()) checkpoint = checkpoint.parent_path();
+  const std::string name = named_after(statistics.checkpoint);
   std::string out = "servoflow quantize " + quoted(statistics.checkpoint) + " " +
-                    quoted(checkpoint.filename().string() + "-" + recipe) + " --recipe " + recipe +
+                    quoted((name.empty() ? "policy" : name) + "-" + recipe) + " --recipe " + recipe +
                     " --statistics " + quoted(options.statistics);
   // Smoothing, which INT8 inputs get unasked, would move what was measured.
   if (options.code == quant::Code::kInt8) out += " --smooth none";
@@ -111,9 +120,15 @@ Result<ClipAdvice> advise(const CalibrationStatistics& statistics, const RangeOp
   advice.beyond = static_cast<int>(beyond.size());
   quant::CalibratorOptions calibrator = options.calibrator;
   if (calibrator.kind == quant::Calibrator::kMinMax) {
-    calibrator.kind = quant::Calibrator::kPercentile;
-    if (clip_by(calibrator, statistics, options, beyond, advice).ok()) return advice;
-    calibrator.kind = quant::Calibrator::kMse;  // too few values to tell the percentile
+    const double left = 1 - calibrator.percentile;
+    if (!(left > 0 && left < 1))
+      return Status::invalid(
+          fmt::format("--percentile is a share between 0 and 1, not {}", calibrator.percentile));
+    const bool few = std::any_of(beyond.begin(), beyond.end(), [&](const SiteRange* r) {
+      return static_cast<double>(r->values) * left < 1;
+    });
+    calibrator.kind = few ? quant::Calibrator::kMse : quant::Calibrator::kPercentile;
+    advice.too_few = few;
   }
   SF_RETURN_IF_ERROR(clip_by(calibrator, statistics, options, beyond, advice));
   return advice;
@@ -189,6 +204,9 @@ std::string ranges_text(const RangeReport& report, bool all) {
       report.flagged, report.sites.size(), report.options.limit, report.options.drift);
   const ClipAdvice& advice = report.advice;
   if (advice.beyond == 0) return out;
+  if (advice.too_few)
+    out += fmt::format("\nA site has too few values for percentile {}: what follows is by mse.\n",
+                       advice.calibrator.percentile);
   const std::string_view by = quant::calibrator_name(advice.calibrator.kind);
   if (advice.sites < advice.beyond)
     out += fmt::format(
@@ -227,6 +245,7 @@ Json ranges_to_json(const RangeReport& report) {
            {{"beyond", report.advice.beyond},
             {"sites", report.advice.sites},
             {"calibrator", quant::calibrator_name(report.advice.calibrator.kind)},
+            {"too_few_values", report.advice.too_few},
             {"globs", report.advice.globs},
             {"command", report.advice.command.empty() ? Json(nullptr) : Json(report.advice.command)}}},
           {"sites", sites}};

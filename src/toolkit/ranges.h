@@ -46,6 +46,7 @@ struct ClipAdvice {
   // The one asked for. Where that is minmax, which clips nothing: percentile, or mse if there are too few
   // values for that.
   quant::CalibratorOptions calibrator;
+  bool too_few = false;            // mse for that reason
   std::vector<std::string> globs;  // that name these sites and no other one
   std::string command;             // of servoflow quantize, for a shell; empty if no site is to be clipped
 };

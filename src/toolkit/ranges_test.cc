@@ -85,6 +85,16 @@ TEST(Ranges, SaysHowToClipWhatSaturates) {
   for (const std::string part : {"--recipe int8-w8a8-static", "--smooth none",
                                  "--calibrator percentile --percentile 0.9999", "STATISTICS"})
     EXPECT_NE(int8->advice.command.find(part), std::string::npos) << int8->advice.command;
+  // A folder without a name of its own, and one that looks like an option.
+  s.checkpoint = "/";
+  EXPECT_NE(ranges(s, {})->advice.command.find("quantize / policy-fp8-w8a8-static "), std::string::npos);
+  s.checkpoint = "-odd";
+  EXPECT_NE(ranges(s, {})->advice.command.find("quantize ./-odd ./-odd-fp8-w8a8-static "), std::string::npos);
+  s.checkpoint = ".";
+  EXPECT_EQ(ranges(s, {})->advice.command.find("quantize . .-"), std::string::npos);
+  const Result<RangeReport> no_share = ranges(s, {.calibrator = {.percentile = 99.99}});
+  ASSERT_FALSE(no_share.ok());
+  EXPECT_NE(no_share.status().message().find("a share between 0 and 1"), std::string::npos);
   // Nothing beyond the limit: nothing to clip.
   const Result<RangeReport> calm = ranges(s, {.limit = 10000});
   ASSERT_TRUE(calm.ok());
@@ -104,6 +114,8 @@ TEST(Ranges, ACalibratorThatKeepsTheWholeRangeIsNoAdvice) {
   EXPECT_EQ(r->advice.beyond, 1);
   EXPECT_EQ(r->advice.sites, 0);
   EXPECT_EQ(r->advice.command, "");
+  EXPECT_TRUE(r->advice.too_few);
+  EXPECT_NE(ranges_text(*r, false).find("too few values for percentile 0.9999"), std::string::npos);
   EXPECT_NE(
       ranges_text(*r, false).find("1 of the 1 sites with values beyond 2688 keep their whole range by mse"),
       std::string::npos)

@@ -189,9 +189,9 @@ def drive(server, requests, robots, seconds, depth_of=lambda i: 1, nuisances=0, 
 
 
 def main():
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("binary")
-    parser.add_argument("--checkpoint", default=OPENPI, help="of a policy with the LIBERO robot's observations")
+    parser.add_argument("--checkpoint", default=OPENPI, help="of a policy for LIBERO: horizon 10, 32 columns")
     parser.add_argument("--batch", type=int, default=16, help="most robots computed together")
     parser.add_argument("--rung-seconds", type=float, default=10, help="of each number of robots on the ladder")
     parser.add_argument("--seconds", type=float, default=30)
@@ -199,12 +199,15 @@ def main():
     parser.add_argument("--ladder", action="store_true")
     parser.add_argument("--json")
     parser.add_argument("--any-memory", action="store_true", help="do not judge memory: a sanitizer keeps what is freed")
-    own, _, rest = " ".join(sys.argv[1:]).partition(" -- ")
-    options = parser.parse_args(own.split())
+    arguments = sys.argv[1:]
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    options, rest = parser.parse_args(arguments[:end]), arguments[end + 1:]
+    if options.seconds <= 0 and not options.ladder:
+        parser.error("nothing to do: --seconds 0 needs --ladder")
     binary = os.path.abspath(options.binary)
     nuisances = 8
-    arguments = [options.checkpoint, "libero", "--max-connections", options.robots + 4 * nuisances, "--queue", 1024, "--log-level",
-                 "warn", *rest.split()]
+    arguments = [options.checkpoint, "libero", "--max-connections", options.robots + 4 * nuisances, "--queue", 1024,
+                 "--log-level", "warn", *rest]
     results, failures = {"serve": rest}, []
 
     if options.ladder:
@@ -228,7 +231,8 @@ def main():
     return bool(failures)
 
 
-def soak(binary, arguments, options, nuisances, results, failures):
+def soak(binary: str, arguments: list, options: argparse.Namespace, nuisances: int, results: dict,
+         failures: list[str]) -> None:
     with Server(binary, *arguments, "--max-batch", options.batch, "--idle-s", 10) as server:
         requests = Requests(server)
         memory = []

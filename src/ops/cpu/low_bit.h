@@ -93,7 +93,7 @@ using CodesProduct = void (*)(const void* a, std::int64_t a_pitch, int m, const 
                               const float* scales, float* c, std::int64_t c_pitch, bool accumulate);
 CodesProduct bf16_dot_codes_product();  // null where the CPU or the build has none
 
-// Whether a CodesProduct decodes such a panel while it multiplies, so that unpacking costs next to nothing.
+// Whether a CodesProduct decodes such a panel while its first rows multiply, where there are at least ten.
 inline bool decodes_in_place(Codes codes, bool adds_exponents, const float* scales) {
   return codes == Codes::kPairs4 && (adds_exponents || scales != nullptr);
 }

@@ -153,8 +153,10 @@ Result<void*> CudaBackend::allocate(std::uint64_t bytes) {
                              " MiB free on " + device());
     }
     blocks_.push_back(block);
-    if (const cudaError_t e = cudaMemsetAsync(block, 0, size, stream_.stream); e != cudaSuccess)
-      return cuda_error(e, "cudaMemset");
+    cudaError_t e = cudaMemsetAsync(block, 0, size, stream_.stream);
+    if (e == cudaSuccess && stream_.lanes > 1)
+      e = cudaStreamSynchronize(stream_.stream);  // other lanes may be given some of it
+    if (e != cudaSuccess) return cuda_error(e, "cudaMemset");
     room = rooms_.insert(rooms_.end(), {static_cast<char*>(block), size});
   }
   void* out = room->next;
@@ -386,12 +388,11 @@ void CudaBackend::end_lanes() {
   stream_.stream = lane_streams_[0];
   stream_.lanes = 1;
   lane_ = 0;
-  if (failed()) return;
-  for (int i = 1; i < lanes; ++i) {
+  for (int i = 1; i < lanes; ++i) {  // after an error, too: what was begun must not meet the next call
     ok(cudaEventRecord(lane_ended_[i], lane_streams_[i]), "event");
     ok(cudaStreamWaitEvent(stream_.stream, lane_ended_[i]), "event");
   }
-  ok(start_chain(stream_), "lane");
+  if (!failed()) ok(start_chain(stream_), "lane");
 }
 
 void CudaBackend::do_letterbox(const Letterbox& op) { ok(cuda::letterbox(stream_, op), "letterbox"); }

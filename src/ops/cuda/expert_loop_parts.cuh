@@ -38,7 +38,8 @@ inline constexpr int kSharedBytes = kSegments + kLoopRequests * sizeof(Segment);
 // the other, at 0. Attention: the weights of the keys at 0, [group of 8 rows][kLoopKeys / 8][8][8]; queries
 // as a product's rows; the suffix's keys and values; small things. And what other blocks of the cluster send.
 // Where queries, keys and values lie there is never anything but bf16 numbers: what is multiplied by nothing
-// must still be a number.
+// must still be a number. (Behind the last of the suffix's keys anything may lie: its scores and values are
+// masked.)
 inline constexpr int kHandedAt = 0, kWeightsAt = 0, kWeightGroup = kLoopKeys * 16;
 inline constexpr int kQueriesAt = 20480, kQueryGroup = kExpertHeadDim * 16;  // bytes of eight rows
 inline constexpr int kSuffixAt = kQueriesAt + kLoopRows / 8 * kQueryGroup;

@@ -410,7 +410,7 @@ cudaError_t start(const Stream& s, const Product& op, const Plan& plan, int like
 // Where several lanes share the device, they seldom all want their share of it.
 double expected_cycles(const Stream& s, const Product& op, const Plan& plan, int rows, int tile) {
   const int units = plan.across(rows, tile) * plan.down * op.splits;
-  const int at_once = clusters_at_once(plan.size()) * 2 / (s.lanes + 1);
+  const int at_once = std::max(1, clusters_at_once(plan.size()) * 2 / (s.lanes + 1));
   const int waves = (units + at_once - 1) / at_once;
   const double steps = (op.w.k + kDepth - 1) / kDepth / op.splits;
   const double fetched = 2.0 * kWeightBytes / plan.rows + tile * 64.0 / plan.weights;

@@ -111,8 +111,8 @@ VisionRun Vision::alone(ops::Backend& backend, const VisionRun& run, int picture
   one.x = rows_of(run.x);
   one.scratch.normed = rows_of(run.scratch.normed);
   one.scratch.qkv = rows_of(run.scratch.qkv);
-  one.scratch.q =
-      static_cast<std::byte*>(run.scratch.q) + backend.query_bytes(first, sizes_.heads, sizes_.head_dim());
+  const auto queries = [&](int rows) { return backend.query_bytes(rows, sizes_.heads, sizes_.head_dim()); };
+  one.scratch.q = static_cast<std::byte*>(run.scratch.q) + (queries(first + tokens) - queries(tokens));
   one.scratch.attended = rows_of(run.scratch.attended);
   one.scratch.hidden = rows_of(run.scratch.hidden);
   return one;

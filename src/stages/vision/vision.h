@@ -17,7 +17,8 @@ struct VisionRun {
   float* pixels = nullptr;    // [pictures, image, image, 3] in [-1, 1]
   ops::Count pictures, rows;  // rows = pictures * tokens
   ops::Segments segments;     // one per picture, slot = picture
-  // Device, null or one per picture: its segment if it were the only one.
+  // Device, one per picture: its segment if it were the only one. Null: `pictures.likely` is a hint, and
+  // pictures go through the blocks together; otherwise it is their exact number, of which lanes may be made.
   const ops::Segment* alone = nullptr;
   const ops::KvCache* cache = nullptr;
   ops::Matrix patches;  // [rows, 3 patch²] float32, or [rows, 9 patch²] bfloat16 in parts
