@@ -218,11 +218,13 @@ void RobotLink::on_answer(std::shared_ptr<Answer> answer, const std::shared_ptr<
   }
   const double total_ms = milliseconds(Clock::now() - received);
   const bool late = request->options().deadline_ms && total_ms > *request->options().deadline_ms;
-  sending_.push_back(Clock::now());
-  transport_.send(encode(*answer, *lease, decode_ms, trace, late));
+  std::string reply = encode(*answer, *lease, decode_ms, trace, late);
+  // Counted before it leaves: who holds a reply and then asks for the metrics finds it there.
   ++replies_;
   ++context_.metrics.replies;
   context_.metrics.observe_ms(Stage::kTotal, total_ms);
+  sending_.push_back(Clock::now());
+  transport_.send(std::move(reply));
   if (context_.log.enabled(Level::kDebug))
     context_.log.write(Level::kDebug, "answered",
                        {{"client", id_},
