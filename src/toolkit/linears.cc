@@ -1,5 +1,6 @@
 #include "toolkit/linears.h"
 
+#include <cassert>
 #include <cmath>
 
 #include "core/status_macros.h"
@@ -159,6 +160,28 @@ Status EditedSource::fold(const Site& site, std::span<const float> m) {
 
 Result<std::vector<float>> EditedSource::values(const std::string& name) const {
   if (const auto it = replaced_.find(name); it != replaced_.end()) return it->second;
+  const auto it = edits_.find(name);
+  return read(name, it == edits_.end() ? nullptr : &it->second);
+}
+
+Result<std::vector<float>> EditedSource::original(const std::string& name) const {
+  return read(name, nullptr);
+}
+
+void EditedSource::unfold(const std::string& name, std::span<float> values) const {
+  const auto it = edits_.find(name);
+  if (it == edits_.end()) return;
+  const Edit& e = it->second;
+  assert(e.offset.empty() && !(e.rows.empty() && e.columns.empty()));
+  const std::size_t cols = e.columns.empty() ? values.size() / e.rows.size() : e.columns.size();
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    const double row = e.rows.empty() ? 1 : static_cast<double>(e.rows[i / cols]);
+    const double column = e.columns.empty() ? 1 : static_cast<double>(e.columns[i % cols]);
+    values[i] = static_cast<float>(static_cast<double>(values[i]) / (row * column));
+  }
+}
+
+Result<std::vector<float>> EditedSource::read(const std::string& name, const Edit* edit) const {
   SF_ASSIGN_OR_RETURN(const weights::TensorData stored, base_->get(name));
   const std::int64_t elements = stored.shape.elements();
   const std::int64_t rows = stored.shape.rank() > 0 ? stored.shape[0] : 1;
@@ -166,12 +189,11 @@ Result<std::vector<float>> EditedSource::values(const std::string& name) const {
   std::vector<float> out(static_cast<std::size_t>(elements));
   const ops::HostMatrix host{stored.dtype, static_cast<int>(rows), static_cast<int>(cols), stored.bytes,
                              name};
-  const auto it = edits_.find(name);
   for (std::size_t r = 0; r < static_cast<std::size_t>(rows); ++r) {
     float* row = out.data() + r * cols;
     SF_RETURN_IF_ERROR(ops::read_row(host, static_cast<int>(r), row));
-    if (it == edits_.end()) continue;
-    const Edit& e = it->second;
+    if (edit == nullptr) continue;
+    const Edit& e = *edit;
     const float offset = e.offset.empty() ? 0 : e.offset[r], multiplier = e.rows.empty() ? 1 : e.rows[r];
     for (std::size_t c = 0; c < cols; ++c) {
       const double v = (static_cast<double>(row[c]) + offset) * static_cast<double>(multiplier) *

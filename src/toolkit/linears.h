@@ -67,6 +67,11 @@ class EditedSource : public weights::WeightSource {
   // A tensor's values as they are now, whatever they are stored in; finite, or an error that names the
   // element.
   Result<std::vector<float>> values(const std::string& name) const;
+  // The same before fold() and replace().
+  Result<std::vector<float>> original(const std::string& name) const;
+  // Divides values [rows, cols] of a layer's weight by what fold() multiplied it with: what they are worth in
+  // the checkpoint's own units. Not for norms, whose weight w stands for 1 + w.
+  void unfold(const std::string& name, std::span<float> values) const;
 
   bool has(const std::string& name) const override { return base_->has(name); }
   Result<weights::TensorData> get(const std::string& name) const override;
@@ -82,6 +87,7 @@ class EditedSource : public weights::WeightSource {
     std::vector<float> offset, rows, columns;
   };
   void multiply(std::vector<float>& into, std::span<const float> m);
+  Result<std::vector<float>> read(const std::string& name, const Edit* edit) const;
   std::shared_ptr<const weights::WeightSource> base_;
   std::unordered_map<std::string, Edit> edits_;
   std::unordered_map<std::string, std::vector<float>> replaced_;

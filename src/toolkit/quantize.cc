@@ -296,6 +296,10 @@ Json quantize_to_json(const QuantizeReport& r) {
                 {"output_error", number(l.output_error)},
                 {"output_error_nearest", number(l.output_error_nearest)},
                 {"method", l.method}};
+    if (l.smoothing_error) {
+      one["smoothing_error"] = *l.smoothing_error;
+      one["smoothing_error_nearest"] = number(l.smoothing_error_nearest);
+    }
     if (l.input_scale) one["input_scale"] = *l.input_scale;
     if (l.input_clip) one["input_clip"] = *l.input_clip;
     if (!l.step_input_amax.empty()) one["step_input_amax"] = l.step_input_amax;

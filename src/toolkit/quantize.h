@@ -38,13 +38,19 @@ struct QuantizeOptions {
 };
 
 // What one layer got. Errors are shares: ‖W' - W‖² / ‖W‖² of weights, and of outputs where there are
-// statistics (all channels' correlations where a second moment is, else without correlations).
+// statistics (all channels' correlations where a second moment is, else without correlations). Both are in
+// the units of the checkpoint, folded multipliers taken out again, and `…_nearest` is what round-to-nearest
+// leaves of the checkpoint's own weights, without multipliers.
 struct LayerReport {
   std::string name, format;
   std::int64_t rows = 0, cols = 0;
   double bits = 0;  // per weight, scales included
   double weight_error = 0, weight_error_nearest = 0;
   std::optional<double> output_error, output_error_nearest;
+  // Where multipliers were searched: what the search minimised, with the best ones and with none, mean over
+  // the sites that share them. AWQ: the outputs' error of all layers that read these inputs, at most 256 rows
+  // of each. SmoothQuant: that and what rounding the inputs to 8 bits leaves.
+  std::optional<double> smoothing_error, smoothing_error_nearest;
   std::optional<float> input_scale;
   std::optional<float> input_clip;  // where the calibrator clips: the threshold, below the largest input
   std::vector<float>

@@ -146,11 +146,11 @@ Result<std::vector<float>> LayerQuantizer::shared_rows(const std::string& linear
   return out;
 }
 
-std::vector<float> LayerQuantizer::mean_square(const SiteState& state) const {
+std::vector<float> LayerQuantizer::mean_square(const SiteState& state, bool folded) const {
   std::vector<float> out;
   if (state.statistics == nullptr) return out;
   for (std::size_t c = 0; c < state.statistics->channel_square.size(); ++c) {
-    const double m = state.m.empty() ? 1 : static_cast<double>(state.m[c]);
+    const double m = state.m.empty() || !folded ? 1 : static_cast<double>(state.m[c]);
     out.push_back(static_cast<float>(state.statistics->channel_square[c] * m * m /
                                      static_cast<double>(state.statistics->rows)));
   }
@@ -257,17 +257,20 @@ Status LayerQuantizer::smooth(SiteState& state, SiteState* other) {
     if (one == nullptr) continue;
     one->method = fmt::format("{}({})", kind == Smoothing::kAwq ? "awq" : "smoothquant",
                               nothing ? std::string("none better") : fmt::format("{:.2f}", best.alpha));
+    one->error = best.loss / static_cast<double>(judged.size());
+    one->error_unsmoothed = best.loss_unchanged / static_cast<double>(judged.size());
     if (!nothing) one->m = best.input;
   }
   return {};
 }
 
-Result<std::optional<float>> LayerQuantizer::shared_amax(const std::string& linear) const {
+Result<std::optional<float>> LayerQuantizer::shared_amax(const std::string& linear, bool folded) const {
   const auto it = fused_.find(linear);
   if (it == fused_.end()) return std::optional<float>();
   float out = 0;
   for (const std::string& name : it->second) {
-    SF_ASSIGN_OR_RETURN(const std::vector<float> w, source_->values(name + ".weight"));
+    SF_ASSIGN_OR_RETURN(const std::vector<float> w,
+                        folded ? source_->values(name + ".weight") : source_->original(name + ".weight"));
     out = std::max(out, quant::max_magnitude(w));
   }
   return std::optional<float>(out);
@@ -305,10 +308,17 @@ Status LayerQuantizer::set_input_scale(const SiteState& state, const quant::Line
 Result<LayerQuantizer::Layer> LayerQuantizer::quantize(const quant::Linear& linear, bool has_bias) const {
   const quant::LinearFormat& format = formats_.at(linear.name);
   const SiteState& state = states_.at(linear.name);
-  SF_ASSIGN_OR_RETURN(const std::vector<float> w, source_->values(linear.name + ".weight"));
+  const std::string weight = linear.name + ".weight";
+  SF_ASSIGN_OR_RETURN(const std::vector<float> w, source_->values(weight));
+  const bool folded = source_->edits(weight);
+  std::vector<float> unfolded;  // the checkpoint's own, where multipliers are folded into w
+  if (folded) {
+    SF_ASSIGN_OR_RETURN(unfolded, source_->original(weight));
+  }
+  const std::vector<float>& original = folded ? unfolded : w;
   quant::ScaleOptions scale{.convention = options_.layout};
   if (format.weight.global_scale) {
-    SF_ASSIGN_OR_RETURN(scale.amax, shared_amax(linear.name));
+    SF_ASSIGN_OR_RETURN(scale.amax, shared_amax(linear.name, true));
   }
   Layer out;
   LayerReport& r = out.report;
@@ -318,47 +328,85 @@ Result<LayerQuantizer::Layer> LayerQuantizer::quantize(const quant::Linear& line
   r.cols = linear.cols;
   r.bits = quant::bits_per_weight(format.weight, linear.rows, linear.cols);
   r.method = state.method;
+  r.smoothing_error = state.error;
+  r.smoothing_error_nearest = state.error_unsmoothed;
   const auto add_method = [&](const std::string& name) { r.method += (r.method.empty() ? "" : " ") + name; };
+
+  // Errors of values in the checkpoint's own units.
+  struct Errors {
+    double weights = 0;
+    std::optional<double> outputs;
+  };
+  const std::vector<float> square = mean_square(state, false);
+  const quant::SecondMoment* seen =
+      state.statistics != nullptr && state.statistics->moment ? &*state.statistics->moment : nullptr;
+  const double whole = seen != nullptr ? quant::output_square(*seen, original) : 0;
+  const auto outputs_error = [&](const std::vector<float>& changed, std::span<const float> mean = {}) {
+    if (seen == nullptr) return diagonal_error(square, original, changed);
+    std::vector<float> difference(changed);
+    for (std::size_t i = 0; i < difference.size(); ++i) difference[i] -= original[i];
+    return whole > 0 ? quant::output_square(*seen, difference, mean) / whole : 0;
+  };
+  const auto errors_of = [&](const std::vector<float>& changed) {
+    Errors e{.weights = squared_error(original, changed)};
+    if (!square.empty()) e.outputs = outputs_error(changed);
+    return e;
+  };
+  const auto in_own_units = [&](std::vector<float> changed) {
+    source_->unfold(weight, changed);
+    return changed;
+  };
+  const auto errors_of_folded = [&](const std::vector<float>& changed) {
+    return folded ? errors_of(in_own_units(changed)) : errors_of(changed);
+  };
 
   Result<quant::QuantizedMatrix> nearest = quant::quantize(w, linear.rows, linear.cols, format, scale);
   if (!nearest.ok()) return nearest.status().with_context(linear.name);
   out.matrix = std::move(*nearest);
   std::vector<float> values = quant::dequantize(out.matrix);
-  const std::vector<float> square = mean_square(state);
-  const std::optional<quant::SecondMoment> moments = moment(state);
-  r.weight_error = r.weight_error_nearest = squared_error(w, values);
-  if (!square.empty()) r.output_error = r.output_error_nearest = error_of(moments, square, w, values);
+  Errors errors = errors_of_folded(values), errors_nearest = errors;
+  if (folded) {
+    quant::ScaleOptions plain = scale;
+    if (format.weight.global_scale) {
+      SF_ASSIGN_OR_RETURN(plain.amax, shared_amax(linear.name, false));
+    }
+    Result<quant::QuantizedMatrix> reference =
+        quant::quantize(original, linear.rows, linear.cols, format, plain);
+    if (!reference.ok()) return reference.status().with_context(linear.name);
+    errors_nearest = errors_of(quant::dequantize(*reference));
+  }
 
-  const auto better = [&](const std::vector<float>& candidate) {
-    return r.output_error ? error_of(moments, square, w, candidate) < *r.output_error
-                          : squared_error(w, candidate) < r.weight_error;
-  };
-  const auto take = [&](const quant::Grid& grid, const std::vector<float>& candidate) -> Status {
+  // Takes the candidate if it is better than what is there.
+  const auto improve = [&](const quant::Grid& grid, const std::vector<float>& candidate) -> Result<bool> {
+    const Errors e = errors_of_folded(candidate);
+    if (!(e.outputs ? *e.outputs < *errors.outputs : e.weights < errors.weights)) return false;
     SF_ASSIGN_OR_RETURN(quant::QuantizedMatrix encoded, quant::encode_on_grid(grid, candidate, format));
     encoded.convention = out.matrix.convention;
     encoded.file_global_scale = out.matrix.file_global_scale;  // bit for bit, whichever direction it has
     out.matrix = std::move(encoded);
     values = quant::dequantize(out.matrix);
-    r.weight_error = squared_error(w, values);
-    if (r.output_error) r.output_error = error_of(moments, square, w, values);
-    return {};
+    errors = values == candidate ? e : errors_of_folded(values);
+    return true;
   };
   quant::Grid grid = quant::grid_of(out.matrix);
   if (options_.scales == ScaleChoice::kLeastSquares) {
-    const quant::Grid searched = quant::least_squares(grid, w, square);
-    if (const std::vector<float> candidate = quant::round_to_grid(searched, w); better(candidate)) {
-      SF_RETURN_IF_ERROR(take(searched, candidate));
+    const quant::Grid searched = quant::least_squares(grid, w, mean_square(state));
+    SF_ASSIGN_OR_RETURN(const bool better, improve(searched, quant::round_to_grid(searched, w)));
+    if (better) {
       grid = searched;
       add_method("least-squares");
     } else {
       r.note = "round-to-nearest beats least-squares scales";
     }
   }
-  if (options_.rounding == Rounding::kGptq && moments) {
-    Result<std::vector<float>> candidate = quant::gptq(grid, w, *moments);
+  if (options_.rounding == Rounding::kGptq && seen != nullptr) {
+    // Not copied where nothing is folded: it has 8 K² bytes.
+    const std::optional<quant::SecondMoment> scaled =
+        state.m.empty() ? std::nullopt : std::optional(seen->scaled(state.m));
+    Result<std::vector<float>> candidate = quant::gptq(grid, w, scaled ? *scaled : *seen);
     if (!candidate.ok()) return candidate.status().with_context(linear.name);
-    if (better(*candidate)) {
-      SF_RETURN_IF_ERROR(take(grid, *candidate));
+    SF_ASSIGN_OR_RETURN(const bool better, improve(grid, *candidate));
+    if (better) {
       add_method("gptq");
     } else {
       r.note = "round-to-nearest beats gptq";
@@ -367,15 +415,25 @@ Result<LayerQuantizer::Layer> LayerQuantizer::quantize(const quant::Linear& line
   if (r.method.empty()) r.method = "nearest";
   if (options_.correct_bias && has_bias && state.statistics != nullptr) {
     SF_ASSIGN_OR_RETURN(std::vector<float> bias, source_->values(linear.name + ".bias"));
-    std::vector<float> mean;
-    for (std::size_t c = 0; c < state.statistics->channel_sum.size(); ++c)
-      mean.push_back(
-          static_cast<float>(state.statistics->channel_sum[c] / static_cast<double>(state.statistics->rows)) *
-          (state.m.empty() ? 1 : state.m[c]));
-    quant::correct_bias(w, values, mean, bias);
+    std::vector<float> mean, folded_mean;
+    for (std::size_t c = 0; c < state.statistics->channel_sum.size(); ++c) {
+      mean.push_back(static_cast<float>(state.statistics->channel_sum[c] /
+                                        static_cast<double>(state.statistics->rows)));
+      folded_mean.push_back(mean.back() * (state.m.empty() ? 1 : state.m[c]));
+    }
+    quant::correct_bias(w, values, folded_mean, bias);
+    if (seen != nullptr) errors.outputs = outputs_error(folded ? in_own_units(values) : values, mean);
     out.bias = std::move(bias);
     add_method("bias");
   }
+  r.weight_error = errors.weights;
+  r.output_error = errors.outputs;
+  r.weight_error_nearest = errors_nearest.weights;
+  r.output_error_nearest = errors_nearest.outputs;
+  if (!state.m.empty() && r.note.empty() && r.output_error > r.output_error_nearest)
+    r.note =
+        "round-to-nearest without multipliers has the smaller output error here; they were chosen for all "
+        "layers that share them";
   SF_RETURN_IF_ERROR(set_input_scale(state, format, out.matrix, r));
   return out;
 }

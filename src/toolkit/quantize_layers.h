@@ -37,6 +37,7 @@ class LayerQuantizer {
     const SiteStatistics* statistics = nullptr;
     std::vector<float> m;  // folded multiplier of the inputs; empty: none
     std::string method;
+    std::optional<double> error, error_unsmoothed;  // what a search for multipliers minimised
   };
   LayerQuantizer(const QuantizeOptions& options) : options_(options) {}
   // Which layers' inputs are clipped, by options_.clip.
@@ -45,10 +46,11 @@ class LayerQuantizer {
   // `other` is the prefix's output projection where `state` is the expert's of the same layer, else null.
   Status smooth(SiteState& state, SiteState* other);
   Result<std::vector<float>> shared_rows(const std::string& linear, int rows, std::int64_t cols) const;
-  // Of the inputs as they are after folding.
-  std::vector<float> mean_square(const SiteState& state) const;
+  // Of the inputs as they are after folding, or as the checkpoint has them.
+  std::vector<float> mean_square(const SiteState& state, bool folded = true) const;
   std::optional<quant::SecondMoment> moment(const SiteState& state) const;
-  Result<std::optional<float>> shared_amax(const std::string& linear) const;
+  // The largest magnitude of the layers that share a global scale with this one, before or after folding.
+  Result<std::optional<float>> shared_amax(const std::string& linear, bool folded) const;
   Status set_input_scale(const SiteState& state, const quant::LinearFormat& format,
                          quant::QuantizedMatrix& matrix, LayerReport& report) const;
 

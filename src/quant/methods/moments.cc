@@ -1,6 +1,7 @@
 #include "quant/methods/moments.h"
 
 #include <Eigen/Core>
+#include <algorithm>
 #include <cmath>
 
 namespace servoflow::quant {
@@ -44,15 +45,28 @@ SecondMoment SecondMoment::scaled(std::span<const float> m) const {
   return out;
 }
 
-double output_error(const SecondMoment& moment, std::span<const float> w, std::span<const float> changed) {
+double output_square(const SecondMoment& moment, std::span<const float> w, std::span<const float> mean) {
+  constexpr Eigen::Index kRows = 512;  // at a time: a large layer in float64 is not held whole
   const Eigen::Index k = moment.k(), n = static_cast<Eigen::Index>(w.size()) / k;
   const Eigen::Map<const RowMajor> h(moment.sums().data(), k, k);
-  const Eigen::Map<const RowMajorF> a(w.data(), n, k), b(changed.data(), n, k);
-  const RowMajor original = a.cast<double>();
-  const RowMajor difference = b.cast<double>() - original;
-  const double error = ((difference * h).cwiseProduct(difference)).sum();
-  const double whole = ((original * h).cwiseProduct(original)).sum();
-  if (whole > 0) return std::max(0.0, error) / whole;
+  double sum = 0;
+  for (Eigen::Index begin = 0; begin < n; begin += kRows) {
+    const Eigen::Index rows = std::min(kRows, n - begin);
+    const RowMajor x = Eigen::Map<const RowMajorF>(w.data() + begin * k, rows, k).cast<double>();
+    sum += (x * h).cwiseProduct(x).sum();
+    if (mean.empty()) continue;
+    const Eigen::Map<const Eigen::VectorXf> mu(mean.data(), k);
+    sum -= static_cast<double>(moment.rows()) * (x * mu.cast<double>()).squaredNorm();
+  }
+  return std::max(0.0, sum);
+}
+
+double output_error(const SecondMoment& moment, std::span<const float> w, std::span<const float> changed,
+                    std::span<const float> mean) {
+  std::vector<float> difference(w.size());
+  for (std::size_t i = 0; i < w.size(); ++i) difference[i] = changed[i] - w[i];
+  const double error = output_square(moment, difference, mean), whole = output_square(moment, w);
+  if (whole > 0) return error / whole;
   return error > 0 ? INFINITY : 0;
 }
 

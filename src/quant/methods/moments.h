@@ -33,8 +33,14 @@ class SecondMoment {
   std::vector<double> sums_;
 };
 
+// ‖X Wᵀ‖² with w [n, k] on the inputs that the moment has seen: the outputs' squared size. With `mean` [k],
+// the inputs' mean, each output's mean is taken out of it.
+double output_square(const SecondMoment& moment, std::span<const float> w, std::span<const float> mean = {});
+
 // ‖X (W' - W)ᵀ‖² / ‖X Wᵀ‖² with w and changed [n, k]: the relative squared error of the layer's outputs on
-// the inputs that the moment has seen. This is the metric that AWQ and GPTQ minimise.
-double output_error(const SecondMoment& moment, std::span<const float> w, std::span<const float> changed);
+// the inputs that the moment has seen. This is the metric that AWQ and GPTQ minimise. With `mean` [k], the
+// inputs' mean, it is the error that correct_bias() leaves: each output's mean error is taken out.
+double output_error(const SecondMoment& moment, std::span<const float> w, std::span<const float> changed,
+                    std::span<const float> mean = {});
 
 }  // namespace servoflow::quant

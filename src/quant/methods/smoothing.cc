@@ -53,7 +53,8 @@ Smoothing smoothquant(std::span<const float> input_amax, std::span<const float> 
 Smoothing search_smoothquant(std::span<const float> input_amax, std::span<const float> weight_amax,
                              const Loss& loss, const Tie& tie, int steps) {
   Smoothing best{.input = ones(input_amax.size()), .alpha = 0};
-  double least = loss(best.input);
+  const double unchanged = loss(best.input);
+  double least = unchanged;
   for (int i = 0; i <= steps; ++i) {
     Smoothing candidate = smoothquant(input_amax, weight_amax, static_cast<double>(i) / steps, tie);
     if (const double l = loss(candidate.input); l < least) {
@@ -61,13 +62,16 @@ Smoothing search_smoothquant(std::span<const float> input_amax, std::span<const 
       best = std::move(candidate);
     }
   }
+  best.loss = least;
+  best.loss_unchanged = unchanged;
   return best;
 }
 
 Smoothing search_awq(std::span<const float> input_mean, const Loss& loss, const Tie& tie, int steps) {
   const std::vector<float> x = tied(input_mean, tie);
   Smoothing best{.input = ones(x.size()), .alpha = 0};
-  double least = loss(best.input);
+  const double unchanged = loss(best.input);
+  double least = unchanged;
   for (int i = 1; i <= steps; ++i) {
     const double alpha = static_cast<double>(i) / steps;
     std::vector<double> s(x.size(), 1);
@@ -87,6 +91,8 @@ Smoothing search_awq(std::span<const float> input_mean, const Loss& loss, const 
       best = std::move(candidate);
     }
   }
+  best.loss = least;
+  best.loss_unchanged = unchanged;
   return best;
 }
 

@@ -24,6 +24,7 @@ using Tie = std::vector<int>;
 struct Smoothing {
   std::vector<float> input;  // [cols] multiplies the inputs; the weights' columns are divided by it
   double alpha = 0;
+  double loss = 0, loss_unchanged = 0;  // of a search: with these multipliers, and with none
 };
 
 // 1 / s with s[c] = max|x[c]|^alpha / max|w[:, c]|^(1 - alpha), scaled so that the geometric mean of s is 1.

@@ -109,6 +109,50 @@ TEST(Gptq, DoesNotDependOnTheBlock) {
   EXPECT_LE(different, 2);
 }
 
+// The published procedure, plainly: the damped moment is inverted, and after each column the rest of the
+// weights takes over its error and the inverse loses that channel.
+TEST(Gptq, IsThePublishedProcedure) {
+  const int k = 200, n = 6;  // more than the block of the triangle's inverse, and no power of two
+  const Planted p = planted(n, k, 420, 15, 21);
+  const SecondMoment moment = moment_of(p);
+  const Grid grid = grid_of(nearest(p, p.w, "int4-g128-w4a16"));
+  std::vector<std::vector<double>> inverse(k, std::vector<double>(2 * k));  // Gauss-Jordan on [H, 1]
+  double diagonal = 0;
+  for (int i = 0; i < k; ++i) diagonal += moment.at(i, i) / k;
+  for (int i = 0; i < k; ++i) {
+    for (int j = 0; j < k; ++j) inverse[i][j] = moment.at(i, j);
+    inverse[i][i] += 0.01 * diagonal;
+    inverse[i][k + i] = 1;
+  }
+  for (int i = 0; i < k; ++i) {
+    const double pivot = inverse[i][i];
+    for (double& v : inverse[i]) v /= pivot;
+    for (int r = 0; r < k; ++r)
+      if (const double f = inverse[r][i]; r != i)
+        for (int j = 0; j < 2 * k; ++j) inverse[r][j] -= f * inverse[i][j];
+  }
+  std::vector<double> left(p.w.begin(), p.w.end());
+  std::vector<float> expected(p.w.size());
+  for (int c = 0; c < k; ++c) {
+    const double pivot = inverse[c][k + c];
+    for (int r = 0; r < n; ++r) {
+      expected[r * k + c] = grid.round(grid.at(r, c), static_cast<float>(left[r * k + c]));
+      const double error = (left[r * k + c] - static_cast<double>(expected[r * k + c])) / pivot;
+      for (int j = c; j < k; ++j) left[r * k + j] -= error * inverse[c][k + j];
+    }
+    for (int i = c + 1; i < k; ++i) {
+      const double f = inverse[i][k + c] / pivot;
+      for (int j = c; j < k; ++j) inverse[i][k + j] -= f * inverse[c][k + j];
+    }
+  }
+  const auto w = gptq(grid, p.w, moment, {.order_by_size = false});
+  ASSERT_TRUE(w.ok()) << w.status().message();
+  int different = 0;  // sums in another order: a value on a rounding boundary may fall to either side
+  for (std::size_t i = 0; i < w->size(); ++i) different += (*w)[i] != expected[i];
+  EXPECT_LE(different, 2) << "of " << w->size();
+  EXPECT_NE(*w, round_to_grid(grid, p.w));
+}
+
 TEST(Gptq, WithUncorrelatedInputsIsRoundToNearest) {
   Planted p = planted(8, 64, 0, 1, 15);
   std::vector<double> diagonal(64 * 64);
@@ -245,6 +289,23 @@ TEST(BiasCorrection, TakesTheMeanErrorOut) {
     after += std::pow(a + static_cast<double>(bias[static_cast<std::size_t>(r)]), 2);
   }
   EXPECT_LT(after, 1e-6 * before);
+  // What output_error() says is left is what the corrected outputs lack.
+  double left = 0, whole = 0;
+  for (int i = 0; i < p.inputs; ++i)
+    for (int r = 0; r < p.rows; ++r) {
+      double e = static_cast<double>(bias[static_cast<std::size_t>(r)]), y = 0;
+      for (int c = 0; c < 64; ++c) {
+        const auto at = static_cast<std::size_t>(r * 64 + c);
+        const auto x = static_cast<double>(p.x[static_cast<std::size_t>(i * 64 + c)]);
+        e += x * (static_cast<double>(rtn[at]) - static_cast<double>(p.w[at]));
+        y += x * static_cast<double>(p.w[at]);
+      }
+      left += e * e;
+      whole += y * y;
+    }
+  const SecondMoment moment = moment_of(p);
+  EXPECT_NEAR(output_error(moment, p.w, rtn, mean) * whole / left, 1, 1e-4);
+  EXPECT_LT(left, 0.9 * output_error(moment, p.w, rtn) * whole);
 }
 
 }  // namespace
