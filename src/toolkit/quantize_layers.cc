@@ -417,8 +417,8 @@ Result<LayerQuantizer::Layer> LayerQuantizer::quantize(const quant::Linear& line
     SF_ASSIGN_OR_RETURN(std::vector<float> bias, source_->values(linear.name + ".bias"));
     std::vector<float> mean, folded_mean;
     for (std::size_t c = 0; c < state.statistics->channel_sum.size(); ++c) {
-      mean.push_back(static_cast<float>(state.statistics->channel_sum[c] /
-                                        static_cast<double>(state.statistics->rows)));
+      mean.push_back(
+          static_cast<float>(state.statistics->channel_sum[c] / static_cast<double>(state.statistics->rows)));
       folded_mean.push_back(mean.back() * (state.m.empty() ? 1 : state.m[c]));
     }
     quant::correct_bias(w, values, folded_mean, bias);

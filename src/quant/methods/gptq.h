@@ -18,8 +18,9 @@ struct GptqOptions {
                               // columns as stored, so a file needs no g_idx
 };
 
-// w [rows, cols] rounded to this grid (fixed beforehand, from the weights as they are). Memory: 8 · cols² bytes
-// beside the moment, and 8 · rows · cols. Fails, naming the cause, where the damped moment is not positive definite.
+// w [rows, cols] rounded to this grid (fixed beforehand, from the weights as they are). Memory: 8 · cols²
+// bytes beside the moment, and 8 · rows · cols. Fails, naming the cause, where the damped moment is not
+// positive definite.
 Result<std::vector<float>> gptq(const Grid& grid, std::span<const float> w, const SecondMoment& moment,
                                 const GptqOptions& options = {});
 
