@@ -61,7 +61,8 @@ void add_bench(CLI::App& app, Action& action) {
       ->type_name("pi05|tiny|FILE.json");
   sub->add_option("--robot", o->bench.robot, "Built-in robot or contract file; default: the checkpoint's own")
       ->type_name("R");
-  number("--views", work.views, 0, 64, "Camera pictures");
+  CLI::Option* views =
+      number("--views", work.views, 0, 64, "Camera pictures; a checkpoint's robot: all that it must send");
   number("--tokens", work.tokens, 1, 65536, "Prompt tokens, given as ids");
   sub->add_option("--prompt", o->bench.prompt, "A prompt instead of token ids (needs a tokenizer)")
       ->type_name("TEXT")
@@ -89,9 +90,10 @@ void add_bench(CLI::App& app, Action& action) {
   add_matrix_options(*sub, o->matrix);
   add_examples(*sub, "servoflow bench --synthetic tiny --views 2 --tokens 48 --repeat 50",
                "servoflow bench --matrix bench/matrices/tiny.toml --out build/matrix");
-  sub->callback([o, horizon, &action] {
+  sub->callback([o, horizon, views, &action] {
     set_up_logging(o->common);
     o->bench.horizon_given = horizon->count() > 0;
+    o->bench.robot_views = views->count() == 0;
     action = [o] { return bench(*o); };
   });
 }

@@ -5,6 +5,8 @@
 #include <cmath>
 #include <cstring>
 
+#include "contract/canonical.h"
+#include "contract/validate.h"
 #include "core/status_macros.h"
 #include "core/zones.h"
 #include "policy/neutral_contract.h"
@@ -82,6 +84,12 @@ class Bench {
       SF_ASSIGN_OR_RETURN(policy_, Policy::open(o_.checkpoint, options));
     }
     const PolicyInfo& info = policy_.info();
+    if (o_.robot_views && o_.synthetic.empty()) {
+      SF_ASSIGN_OR_RETURN(const Session session, policy_.new_session({}));
+      SF_ASSIGN_OR_RETURN(const Json json, parse_json(session.contract_json(), "contract"));
+      SF_ASSIGN_OR_RETURN(const contract::Contract robot, contract::contract_from_json(json, "contract"));
+      if (const int views = required_views(robot); views > 0) o_.work.views = views;
+    }
     if (!o_.prompt && o_.work.tokens > info.max_tokens)
       return Status::invalid("--tokens " + std::to_string(o_.work.tokens) + ": the model takes at most " +
                              std::to_string(info.max_tokens));
@@ -263,7 +271,7 @@ class Bench {
     return {};
   }
 
-  const BenchOptions& o_;
+  BenchOptions o_;
   weights::Architecture architecture_;
   Policy policy_;
   BenchRobots robots_;

@@ -31,10 +31,12 @@ struct BenchOptions {
   PolicyOptions policy;
   std::function<void(int done, int total)> running;
   bool horizon_given = false;  // work.horizon was asked for: a checkpoint with another one is refused
-  std::string ceilings;        // file of a GPU's ceilings instead of measuring them (device_peaks.h)
-  bool ragged = false;         // the requests of a batch differ in tokens and views
-  bool batches = false;        // also every batch of 1 to work.batch, each request compared with itself alone
-  bool soak = false;           // growth of memory over the repeats is a failure
+  bool robot_views =
+      false;             // a checkpoint's robot gets a picture of each camera it must have, not work.views
+  std::string ceilings;  // file of a GPU's ceilings instead of measuring them (device_peaks.h)
+  bool ragged = false;   // the requests of a batch differ in tokens and views
+  bool batches = false;  // also every batch of 1 to work.batch, each request compared with itself alone
+  bool soak = false;     // growth of memory over the repeats is a failure
 };
 
 struct StageBench {

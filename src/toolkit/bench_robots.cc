@@ -18,6 +18,15 @@ std::uint32_t next_random(std::uint32_t& state) {
 
 }  // namespace
 
+int required_views(const contract::Contract& contract) {
+  int views = 0, required = 0;
+  for (const contract::CameraSlot& c : contract.cameras) {
+    if (!c.key.empty()) ++views;
+    if (c.required) required = views;
+  }
+  return required;
+}
+
 WorkShape request_shape(const WorkShape& work, bool ragged, int index) {
   WorkShape out = work;
   out.batch = 1;
@@ -38,6 +47,10 @@ Result<BenchRobots::Robot> BenchRobots::make_robot(const Session& session, const
   if (out.slots.size() < views)
     return Status::invalid("--views " + std::to_string(views) + ": robot " + contract.name + " has " +
                            std::to_string(out.slots.size()) + " cameras");
+  if (const int least = required_views(contract); shape.views < least)
+    return Status::invalid("--views " + std::to_string(views) + ": robot " + contract.name +
+                           " needs at least " + std::to_string(least) + " pictures" +
+                           (o.ragged ? "; with --ragged every other request has one less" : ""));
   out.slots.resize(views);
   auto random = static_cast<std::uint32_t>(index + 1);
   for (std::size_t i = 0; i < views; ++i) {

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "contract/contract.h"
 #include "servoflow/policy.h"
 #include "toolkit/bench.h"
 
@@ -14,6 +15,10 @@ namespace servoflow::toolkit {
 // What request `index` of a batch holds. With `ragged` the requests differ: tokens fall to half over the
 // batch, every second robot has a camera less.
 WorkShape request_shape(const WorkShape& work, bool ragged, int index);
+
+// How many of a robot's cameras, in their order, make a request that lacks none it must have; 0: none must be
+// there.
+int required_views(const contract::Contract& contract);
 
 class BenchRobots {
  public:

@@ -66,6 +66,26 @@ TEST(Bench, TakesBatchesCheckpointsAndPrompts) {
   EXPECT_FALSE(report->components.empty());
 }
 
+TEST(Bench, ACheckpointsRobotSendsThePicturesItMust) {
+  BenchOptions o = tiny();
+  o.synthetic.clear();
+  o.checkpoint = "models/metaworld-nano";
+  o.work = {.tokens = 7, .horizon = 16, .steps = 1};
+  o.repeat = o.warmup = 1;
+  o.robot_views = true;
+  const auto three = run_bench(o);
+  ASSERT_TRUE(three.ok()) << three.status().message();
+  EXPECT_EQ(three->work.views, 3);
+  o.robot_views = false;
+  const auto two = run_bench(o);
+  ASSERT_FALSE(two.ok());
+  EXPECT_EQ(two.status().message(), "--views 2: robot metaworld needs at least 3 pictures");
+  o.work.views = 3;
+  o.work.batch = 2;
+  o.ragged = true;
+  EXPECT_NE(run_bench(o).status().message().find("one less"), std::string::npos);
+}
+
 TEST(Bench, EveryBatchIsComparedWithItsRequestsAlone) {
   BenchOptions o = tiny();
   o.work.views = 2;
