@@ -177,8 +177,7 @@ void CpuBackend::do_attention(const Attention& op) {
     const std::byte* q = static_cast<const std::byte*>(op.q) +
                          static_cast<std::int64_t>(segment.row_begin) * op.heads * d * size;
     pool_.parallel_for(c.kv_heads * blocks, [&](int task, int thread) {
-      const int h = task / blocks, first = task % blocks * kQueryRows,
-                count = std::min(queries - first, kQueryRows);
+      const int h = task / blocks, first = task % blocks * block, count = std::min(queries - first, block);
       float* scores = reinterpret_cast<float*>(scratch(thread));
       void* weights = half ? static_cast<void*>(scratch(thread) + score_bytes) : static_cast<void*>(scores);
       float* out = reinterpret_cast<float*>(scratch(thread) + score_bytes + weight_bytes);
