@@ -52,13 +52,11 @@ test-libero: build/setup build/setup-sim ## the LIBERO adapter against LIBERO it
 	build/release-libero/venv/bin/python -m pytest -q -rP -p no:cacheprovider --durations=0 --servoflow build/release/servoflow \
 	  python/tests/with_libero
 
-# The engine for C++ and for Python, the simulator, then the trained policy in it.
+# The engine for Python alone, the simulator, then the trained policy in it.
 demo: build/setup build/setup-sim ## the trained policy in a simulator, in closed loop: an animated picture (some minutes, no GPU)
-	cmake --preset release
-	cmake --build --preset release -j $(JOBS) --target servoflow
 	python/tests/setup.sh python3 build/release-python cc c++
 	python/tests/setup_eval.sh python3 build/release-python
-	examples/demo.sh build/release/servoflow build/demo build/release-python/eval-venv
+	examples/demo.sh build/release-python/eval-venv build/demo
 
 eval-venv: build/setup build/setup-sim ## servoflow-eval and its simulator in build/release-python/eval-venv
 	python/tests/setup.sh python3 build/release-python cc c++
