@@ -11,7 +11,7 @@ import pytest
 import servoflow
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "tests/e2e"))
+sys.path[:0] = [str(ROOT / "tests/e2e"), str(ROOT / "examples")]
 import shared_requests as shared  # noqa: E402
 
 OPENPI = ROOT / "tests/golden/openpi-tiny"

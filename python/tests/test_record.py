@@ -4,26 +4,13 @@ import json
 import subprocess
 import types
 
+from check_recordings import read
 from conftest import LEROBOT, OPENPI, frame
 import numpy as np
 import pytest
 
 import servoflow
 from servoflow import record
-
-
-def read(path):
-    """(metadata, tensors) of a safetensors file."""
-    data = path.read_bytes()
-    length = int.from_bytes(data[:8], "little")
-    header = json.loads(data[8 : 8 + length])
-    names = {"F64": "<f8", "F32": "<f4", "I32": "<i4", "U8": "|u1", "BOOL": "|b1"}
-    metadata = header.pop("__metadata__")
-    body = data[8 + length :]
-    return metadata, {
-        name: np.frombuffer(body[slice(*t["data_offsets"])], names[t["dtype"]]).reshape(t["shape"])
-        for name, t in header.items()
-    }
 
 
 def verify(binary, checkpoint, cases, precision="fp32"):

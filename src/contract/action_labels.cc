@@ -59,9 +59,12 @@ void check_action_labels(const Actions& actions, Problems& problems) {
   if (!actions.units.empty()) check_labels(actions.units, actions.width, false, "actions.units", problems);
 }
 
-std::string action_name(const Actions& actions, int column) {
-  const std::string name = at(actions.names, column);
+std::string column_name(const std::string& name, int column) {
   return name.empty() ? "a" + std::to_string(column) : name;
+}
+
+std::string action_name(const Actions& actions, int column) {
+  return column_name(at(actions.names, column), column);
 }
 
 std::string action_unit(const Actions& actions, int column) { return at(actions.units, column); }

@@ -23,7 +23,9 @@ void check_labels(const std::vector<std::string>& labels, int width, bool unique
 // Both lists; an absent one is fine.
 void check_action_labels(const Actions& actions, Problems& problems);
 
-// The name of a column, or "a" and its index where there is none.
+// The name, or "a" and the column's index where it is empty.
+std::string column_name(const std::string& name, int column);
+// The name of a column, by the same rule.
 std::string action_name(const Actions& actions, int column);
 // The unit of a column; empty where there is none.
 std::string action_unit(const Actions& actions, int column);

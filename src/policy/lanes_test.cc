@@ -60,17 +60,7 @@ TEST_P(Lanes, PicturesComeOutAsTheyDoTogether) {
     auto* out = static_cast<float*>(w.prefix_x.data);
     std::fill_n(out, static_cast<std::size_t>(w.prefix_x.rows) * static_cast<std::size_t>(w.prefix_x.pitch),
                 -7.0f);
-    vision->run(backend, {.pixels = w.pixels,
-                          .pictures = w.picture_count,
-                          .rows = w.vision_rows,
-                          .segments = w.picture_segments,
-                          .alone = w.device.alone,
-                          .cache = &w.picture_cache,
-                          .patches = w.patches,
-                          .x = w.vision_x,
-                          .scratch = w.vision,
-                          .out = w.prefix_x,
-                          .row_map = w.device.vision_map});
+    vision->run(backend, vision_run(w));
     EXPECT_TRUE(backend.finish().ok());
     return std::vector<float>(out, out + static_cast<std::ptrdiff_t>(pictures * tokens) * w.prefix_x.pitch);
   };

@@ -302,21 +302,7 @@ void NetworkImpl::upload_inputs() {
                    size(n.text_rows) * size(arch_.prefix.width) * sizeof(float));
 }
 
-void NetworkImpl::enqueue_vision() {
-  vision_.run(*backend_, {.frames = w_.device.frames,
-                          .data = w_.device.tables,
-                          .pixels = w_.pixels,
-                          .pictures = w_.picture_count,
-                          .rows = w_.vision_rows,
-                          .segments = w_.picture_segments,
-                          .alone = w_.device.alone,
-                          .cache = &w_.picture_cache,
-                          .patches = w_.patches,
-                          .x = w_.vision_x,
-                          .scratch = w_.vision,
-                          .out = w_.prefix_x,
-                          .row_map = w_.device.vision_map});
-}
+void NetworkImpl::enqueue_vision() { vision_.run(*backend_, vision_run(w_)); }
 
 stages::PrefixRun NetworkImpl::prefix_run() {
   return {.text = w_.text,

@@ -190,4 +190,20 @@ Result<Workspace> plan_workspace(ops::Backend& backend, const weights::Architect
   return w;
 }
 
+stages::VisionRun vision_run(const Workspace& w) {
+  return {.frames = w.device.frames,
+          .data = w.device.tables,
+          .pixels = w.pixels,
+          .pictures = w.picture_count,
+          .rows = w.vision_rows,
+          .segments = w.picture_segments,
+          .alone = w.device.alone,
+          .cache = &w.picture_cache,
+          .patches = w.patches,
+          .x = w.vision_x,
+          .scratch = w.vision,
+          .out = w.prefix_x,
+          .row_map = w.device.vision_map};
+}
+
 }  // namespace servoflow::policy

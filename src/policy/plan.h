@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "ops/composite/composite.h"
+#include "stages/vision/vision.h"
 #include "weights/architecture.h"
 
 namespace servoflow::policy {
@@ -58,5 +59,8 @@ std::uint64_t packed_parameters(const weights::Architecture& architecture, bool 
 
 Result<Workspace> plan_workspace(ops::Backend& backend, const weights::Architecture& architecture,
                                  const Capacity& capacity);
+
+// The vision stage in this workspace: pictures in, rows of the prefix out.
+stages::VisionRun vision_run(const Workspace& workspace);
 
 }  // namespace servoflow::policy

@@ -5,8 +5,6 @@
 #include <cmath>
 #include <cstring>
 
-#include "contract/canonical.h"
-#include "contract/validate.h"
 #include "core/status_macros.h"
 #include "core/zones.h"
 #include "policy/neutral_contract.h"
@@ -86,9 +84,8 @@ class Bench {
     const PolicyInfo& info = policy_.info();
     if (o_.robot_views && o_.synthetic.empty()) {
       SF_ASSIGN_OR_RETURN(const Session session, policy_.new_session({}));
-      SF_ASSIGN_OR_RETURN(const Json json, parse_json(session.contract_json(), "contract"));
-      SF_ASSIGN_OR_RETURN(const contract::Contract robot, contract::contract_from_json(json, "contract"));
-      if (const int views = required_views(robot); views > 0) o_.work.views = views;
+      SF_ASSIGN_OR_RETURN(const int views, required_views(session));
+      if (views > 0) o_.work.views = views;
     }
     if (!o_.prompt && o_.work.tokens > info.max_tokens)
       return Status::invalid("--tokens " + std::to_string(o_.work.tokens) + ": the model takes at most " +

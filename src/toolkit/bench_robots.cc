@@ -16,7 +16,10 @@ std::uint32_t next_random(std::uint32_t& state) {
   return state >> 8;
 }
 
-}  // namespace
+Result<contract::Contract> contract_of(const Session& session) {
+  SF_ASSIGN_OR_RETURN(const Json json, parse_json(session.contract_json(), "contract"));
+  return contract::contract_from_json(json, "contract");
+}
 
 int required_views(const contract::Contract& contract) {
   int views = 0, required = 0;
@@ -25,6 +28,13 @@ int required_views(const contract::Contract& contract) {
     if (c.required) required = views;
   }
   return required;
+}
+
+}  // namespace
+
+Result<int> required_views(const Session& session) {
+  SF_ASSIGN_OR_RETURN(const contract::Contract contract, contract_of(session));
+  return required_views(contract);
 }
 
 WorkShape request_shape(const WorkShape& work, bool ragged, int index) {
@@ -38,8 +48,7 @@ WorkShape request_shape(const WorkShape& work, bool ragged, int index) {
 
 Result<BenchRobots::Robot> BenchRobots::make_robot(const Session& session, const BenchOptions& o,
                                                    const WorkShape& shape, int vocab, int index) {
-  SF_ASSIGN_OR_RETURN(const Json json, parse_json(session.contract_json(), "contract"));
-  SF_ASSIGN_OR_RETURN(const contract::Contract contract, contract::contract_from_json(json, "contract"));
+  SF_ASSIGN_OR_RETURN(const contract::Contract contract, contract_of(session));
   Robot out;
   for (const contract::CameraSlot& c : contract.cameras)
     if (!c.key.empty()) out.slots.push_back(c.slot);

@@ -6,7 +6,6 @@
 #include <string>
 #include <vector>
 
-#include "contract/contract.h"
 #include "servoflow/policy.h"
 #include "toolkit/bench.h"
 
@@ -16,9 +15,9 @@ namespace servoflow::toolkit {
 // batch, every second robot has a camera less.
 WorkShape request_shape(const WorkShape& work, bool ragged, int index);
 
-// How many of a robot's cameras, in their order, make a request that lacks none it must have; 0: none must be
-// there.
-int required_views(const contract::Contract& contract);
+// How many of its robot's cameras, in their order, make a request that lacks none it must have; 0: none must
+// be there.
+Result<int> required_views(const Session& session);
 
 class BenchRobots {
  public:

@@ -120,7 +120,7 @@ std::string side_text(const char* name, const SideReport& s) {
 }  // namespace
 
 std::string ComparedAction::label() const {
-  return contract::label_text(name.empty() ? "a" + std::to_string(index) : name, unit);
+  return contract::label_text(contract::column_name(name, index), unit);
 }
 
 void Difference::add(double a, double b) {

@@ -305,6 +305,48 @@ Status LayerQuantizer::set_input_scale(const SiteState& state, const quant::Line
   return {};
 }
 
+namespace {
+
+struct Errors {
+  double weights = 0;
+  std::optional<double> outputs;  // where there are statistics
+  bool operator<(const Errors& other) const {
+    return outputs ? *outputs < *other.outputs : weights < other.weights;
+  }
+};
+
+// What changed weights of one layer lose, in the checkpoint's own units.
+class ErrorMeter {
+ public:
+  // `mean_square` of the unsmoothed inputs; `moment`, where there is one, in its place.
+  ErrorMeter(std::span<const float> original, std::vector<float> mean_square,
+             const quant::SecondMoment* moment)
+      : original_(original), mean_square_(std::move(mean_square)), moment_(moment) {
+    if (moment_ != nullptr) whole_ = quant::output_square(*moment_, original_);
+  }
+
+  Errors of(std::span<const float> changed) const {
+    Errors e{.weights = squared_error(original_, changed)};
+    if (!mean_square_.empty()) e.outputs = outputs(changed);
+    return e;
+  }
+  // With `mean`, that of the inputs: once the biases have taken out each output's mean error.
+  double outputs(std::span<const float> changed, std::span<const float> mean = {}) const {
+    if (moment_ == nullptr) return diagonal_error(mean_square_, original_, changed);
+    std::vector<float> difference(changed.begin(), changed.end());
+    for (std::size_t i = 0; i < difference.size(); ++i) difference[i] -= original_[i];
+    return whole_ > 0 ? quant::output_square(*moment_, difference, mean) / whole_ : 0;
+  }
+
+ private:
+  std::span<const float> original_;
+  std::vector<float> mean_square_;
+  const quant::SecondMoment* moment_;
+  double whole_ = 0;  // squared size of the outputs
+};
+
+}  // namespace
+
 Result<LayerQuantizer::Layer> LayerQuantizer::quantize(const quant::Linear& linear, bool has_bias) const {
   const quant::LinearFormat& format = formats_.at(linear.name);
   const SiteState& state = states_.at(linear.name);
@@ -332,39 +374,19 @@ Result<LayerQuantizer::Layer> LayerQuantizer::quantize(const quant::Linear& line
   r.smoothing_error_nearest = state.error_unsmoothed;
   const auto add_method = [&](const std::string& name) { r.method += (r.method.empty() ? "" : " ") + name; };
 
-  // Errors of values in the checkpoint's own units.
-  struct Errors {
-    double weights = 0;
-    std::optional<double> outputs;
-  };
-  const std::vector<float> square = mean_square(state, false);
   const quant::SecondMoment* seen =
       state.statistics != nullptr && state.statistics->moment ? &*state.statistics->moment : nullptr;
-  const double whole = seen != nullptr ? quant::output_square(*seen, original) : 0;
-  const auto outputs_error = [&](const std::vector<float>& changed, std::span<const float> mean = {}) {
-    if (seen == nullptr) return diagonal_error(square, original, changed);
-    std::vector<float> difference(changed);
-    for (std::size_t i = 0; i < difference.size(); ++i) difference[i] -= original[i];
-    return whole > 0 ? quant::output_square(*seen, difference, mean) / whole : 0;
-  };
-  const auto errors_of = [&](const std::vector<float>& changed) {
-    Errors e{.weights = squared_error(original, changed)};
-    if (!square.empty()) e.outputs = outputs_error(changed);
-    return e;
-  };
+  const ErrorMeter meter(original, mean_square(state, false), seen);
   const auto in_own_units = [&](std::vector<float> changed) {
     source_->unfold(weight, changed);
     return changed;
-  };
-  const auto errors_of_folded = [&](const std::vector<float>& changed) {
-    return folded ? errors_of(in_own_units(changed)) : errors_of(changed);
   };
 
   Result<quant::QuantizedMatrix> nearest = quant::quantize(w, linear.rows, linear.cols, format, scale);
   if (!nearest.ok()) return nearest.status().with_context(linear.name);
   out.matrix = std::move(*nearest);
   std::vector<float> values = quant::dequantize(out.matrix);
-  Errors errors = errors_of_folded(values), errors_nearest = errors;
+  Errors errors = meter.of(in_own_units(values)), errors_nearest = errors;
   if (folded) {
     quant::ScaleOptions plain = scale;
     if (format.weight.global_scale) {
@@ -373,19 +395,19 @@ Result<LayerQuantizer::Layer> LayerQuantizer::quantize(const quant::Linear& line
     Result<quant::QuantizedMatrix> reference =
         quant::quantize(original, linear.rows, linear.cols, format, plain);
     if (!reference.ok()) return reference.status().with_context(linear.name);
-    errors_nearest = errors_of(quant::dequantize(*reference));
+    errors_nearest = meter.of(quant::dequantize(*reference));
   }
 
   // Takes the candidate if it is better than what is there.
   const auto improve = [&](const quant::Grid& grid, const std::vector<float>& candidate) -> Result<bool> {
-    const Errors e = errors_of_folded(candidate);
-    if (!(e.outputs ? *e.outputs < *errors.outputs : e.weights < errors.weights)) return false;
+    const Errors e = meter.of(in_own_units(candidate));
+    if (!(e < errors)) return false;
     SF_ASSIGN_OR_RETURN(quant::QuantizedMatrix encoded, quant::encode_on_grid(grid, candidate, format));
     encoded.convention = out.matrix.convention;
     encoded.file_global_scale = out.matrix.file_global_scale;  // bit for bit, whichever direction it has
     out.matrix = std::move(encoded);
     values = quant::dequantize(out.matrix);
-    errors = values == candidate ? e : errors_of_folded(values);
+    errors = values == candidate ? e : meter.of(in_own_units(values));
     return true;
   };
   quant::Grid grid = quant::grid_of(out.matrix);
@@ -422,7 +444,7 @@ Result<LayerQuantizer::Layer> LayerQuantizer::quantize(const quant::Linear& line
       folded_mean.push_back(mean.back() * (state.m.empty() ? 1 : state.m[c]));
     }
     quant::correct_bias(w, values, folded_mean, bias);
-    if (seen != nullptr) errors.outputs = outputs_error(folded ? in_own_units(values) : values, mean);
+    if (seen != nullptr) errors.outputs = meter.outputs(in_own_units(values), mean);
     out.bias = std::move(bias);
     add_method("bias");
   }

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdio>
 #include <limits>
+#include <utility>
 
 namespace servoflow::quant {
 namespace {
@@ -107,25 +108,24 @@ Result<Histogram> Histogram::restore(std::span<const std::uint64_t> bins, float 
   return out;
 }
 
+namespace {
+
+constexpr std::pair<Calibrator, std::string_view> kCalibrators[] = {{Calibrator::kMinMax, "minmax"},
+                                                                    {Calibrator::kPercentile, "percentile"},
+                                                                    {Calibrator::kMse, "mse"},
+                                                                    {Calibrator::kKl, "kl"}};
+
+}  // namespace
+
 Result<Calibrator> calibrator_named(const std::string& name) {
-  if (name == "minmax") return Calibrator::kMinMax;
-  if (name == "percentile") return Calibrator::kPercentile;
-  if (name == "mse") return Calibrator::kMse;
-  if (name == "kl") return Calibrator::kKl;
+  for (const auto& [calibrator, known] : kCalibrators)
+    if (name == known) return calibrator;
   return Status::invalid("calibrator: \"" + name + "\" is not known; choose minmax, percentile, mse or kl");
 }
 
 std::string_view calibrator_name(Calibrator calibrator) {
-  switch (calibrator) {
-    case Calibrator::kMinMax:
-      return "minmax";
-    case Calibrator::kPercentile:
-      return "percentile";
-    case Calibrator::kMse:
-      return "mse";
-    case Calibrator::kKl:
-      return "kl";
-  }
+  for (const auto& [known, name] : kCalibrators)
+    if (calibrator == known) return name;
   return "";
 }
 
